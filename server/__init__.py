@@ -1,0 +1,1 @@
+"""Headquarters' side: rounds, aggregation, releases. Never imports `client`."""

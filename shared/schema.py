@@ -1,0 +1,129 @@
+"""The form of what a region brings: columns of its tables, and `region.toml`.
+
+One place says which columns exist, which are required and of which type, so that the importer that
+writes a region folder and the reader that opens one cannot drift apart.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import ConfigError
+
+CATALOG_COLUMNS: dict[str, pl.DataType] = {
+    "product_id": pl.String(),
+    "title": pl.String(),
+    "description": pl.String(),
+    "brand": pl.String(),
+    "category": pl.String(),
+    "attributes": pl.List(pl.Struct({"key": pl.String(), "value": pl.String()})),
+    "price": pl.Float64(),
+    "currency": pl.String(),
+    "rating": pl.Float64(),
+    "review_count": pl.Int64(),
+    "sales": pl.Int64(),
+    "in_stock": pl.Boolean(),
+    "image": pl.String(),  # path relative to the images folder
+    "locale": pl.String(),
+    "updated_at": pl.Datetime("us", "UTC"),
+}
+CATALOG_REQUIRED = ("product_id", "title")
+
+CLICK_COLUMNS: dict[str, pl.DataType] = {
+    "request_id": pl.String(),
+    "ts": pl.Datetime("us", "UTC"),
+    "query": pl.String(),
+    "query_image": pl.String(),
+    "product_id": pl.String(),
+    "position": pl.Int64(),  # 1-based
+    "clicked": pl.Boolean(),
+    "carted": pl.Boolean(),
+    "purchased": pl.Boolean(),
+    "user_key": pl.String(),
+    "ranker": pl.String(),
+    "release": pl.Int64(),
+    "propensity": pl.Float64(),  # in (0, 1]
+}
+CLICK_REQUIRED = ("request_id", "ts", "query", "product_id", "position", "clicked")
+
+QREL_COLUMNS: dict[str, pl.DataType] = {
+    "query": pl.String(),
+    "product_id": pl.String(),
+    "grade": pl.Int64(),
+}
+QREL_REQUIRED = ("query", "product_id", "grade")
+
+TEXT_FIELDS = ("title", "description", "brand", "category")
+Fraction = Annotated[float, Field(ge=0.0, lt=0.5)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Strict):
+    """Where the region's files are, relative to the folder of `region.toml`."""
+
+    catalog: str = "catalog.parquet"
+    clicks: str = "clicks.parquet"
+    images: str = "images"
+    qrels: str | None = None
+    max_bad_rows: int = Field(default=100, ge=0)
+    # Catalog columns that make a product's text, in this order.
+    text_fields: tuple[Literal["title", "description", "brand", "category"], ...] = ("title",)
+
+
+class SplitConfig(_Strict):
+    """Shares of the clicks, by time: the oldest train, then validation, the newest gate."""
+
+    validation: Fraction = 0.1
+    gate: Fraction = 0.1
+
+
+class BaseConfig(_Strict):
+    """The base this region works with, and whose releases it trusts."""
+
+    path: str
+    fingerprint: str
+    release_key: str = Field(description="ed25519 public key of the release signer, hex")
+    releases: str = Field(description="folder from which releases are pulled")
+
+
+class RegionConfig(_Strict):
+    """`region.toml`: everything a region's operator decides."""
+
+    region: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    locale: str = "en"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    state: str = "state"
+    base: BaseConfig
+    data: DataConfig = DataConfig()
+    splits: SplitConfig = SplitConfig()
+
+
+def load_region_config(folder: Path) -> RegionConfig:
+    """Read and validate `region.toml` in a region's folder.
+
+    Args:
+        folder: the region's folder.
+
+    Returns:
+        The validated configuration; paths in it are still relative to `folder`.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key or a bad value; names file and key.
+    """
+    path = folder / "region.toml"
+    try:
+        return RegionConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not found; --region needs a folder with region.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {key}: {first['msg']}; correct or remove this key") from None

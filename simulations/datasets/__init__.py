@@ -1,0 +1,1 @@
+"""Importers: real catalogs and the synthetic world, all brought to one form (`source.Source`)."""

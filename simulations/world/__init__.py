@@ -1,0 +1,1 @@
+"""The synthetic retail world: products, words, regions and drawn photos."""
