@@ -1,0 +1,218 @@
+"""Turn logged impressions into training examples and validation judgments.
+
+A click is not a judgment: a product at the top is clicked because it is seen, and some clicks are
+plain mistakes. What is learned here from the log, and how, is one formula. For a query q and a
+product d that was clicked for it at least once,
+
+    weight(q, d) = log2(1 + S) × min(1, (C + a) / (E + b))
+
+where over all impressions of d for q
+
+- S sums the value of what was done: click 1 < cart 2 < purchase 3, each impression counting with
+  its most valuable action. The logarithm keeps one popular pair from drowning a hundred rare ones;
+  a single click weighs 1.
+- C counts clicked impressions and E sums the propensities, that is, the probabilities that the
+  shopper looked at the product where it stood. In the position-based model (Joachims, Swaminathan
+  and Schnabel 2017, arXiv:1608.04468) P(click) = P(looked) × P(relevant), so C / E estimates the
+  relevance. A product often seen and seldom clicked for a query, as happens with stray clicks,
+  thus loses its weight; one seldom seen because it stood low loses nothing.
+- a and b are a Beta prior (a clicks in b looks), without which one lucky click would count as
+  certainty.
+
+All results are in canonical order (queries by text, products by row), so the order of the log's
+rows, and with it the way it was exported, changes nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from shared.schema import SplitConfig
+
+CLICKED, CARTED, PURCHASED = 1, 2, 3  # grades of the most valuable action
+
+
+@dataclass(frozen=True)
+class Splits:
+    """One region's impressions, oldest to newest; a request lies in exactly one of them."""
+
+    train: pl.DataFrame
+    validation: pl.DataFrame
+    gate: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a region trains on: one example a distinct (query, product) pair with a click.
+
+    Attributes:
+        queries: unique query texts, sorted, length Q.
+        query_index: index into `queries`, (E,) int64.
+        product_row: catalog row, (E,) int64.
+        weight: how much the pair counts, > 0, (E,) float32.
+        positives: `query_index * num_products + product_row` of every pair with any click, sorted,
+            int64. An in-batch negative that is in it is no negative.
+        num_products: rows of the catalog.
+    """
+
+    queries: list[str]
+    query_index: NDArray[np.int64]
+    product_row: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    positives: NDArray[np.int64]
+    num_products: int
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Held-out clicks as judgments, in the form `shared.metrics` takes.
+
+    Attributes:
+        queries: unique query texts, sorted, length Q.
+        qrels: `(rows, grades)` of each query; rows ascending, grade 1 clicked, 2 carted, 3
+            purchased, the best that ever happened to the pair.
+    """
+
+    queries: list[str]
+    qrels: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
+def split_by_time(clicks: pl.DataFrame, shares: SplitConfig) -> Splits:
+    """Split impressions by time: the oldest requests train, then validation, the newest gate.
+
+    Args:
+        clicks: impressions in `CLICK_COLUMNS`.
+        shares: shares of the requests, rounded to whole requests; the rest trains.
+
+    Returns:
+        Three disjoint tables. A request is placed by its first impression and never cut.
+    """
+    requests = clicks.group_by("request_id").agg(pl.col("ts").min()).sort("ts", "request_id")
+    num_gate = round(requests.height * shares.gate)
+    num_validation = round(requests.height * shares.validation)
+    newest_first = requests["request_id"].reverse()
+    gate = newest_first[:num_gate]
+    validation = newest_first[num_gate : num_gate + num_validation]
+    return Splits(
+        train=clicks.filter(~pl.col("request_id").is_in(pl.concat([gate, validation]).implode())),
+        validation=clicks.filter(pl.col("request_id").is_in(validation.implode())),
+        gate=clicks.filter(pl.col("request_id").is_in(gate.implode())),
+    )
+
+
+def make_examples(
+    clicks: pl.DataFrame,
+    product_ids: pl.Series,
+    *,
+    click_weight: float = 1.0,
+    cart_weight: float = 2.0,
+    purchase_weight: float = 3.0,
+    prior_clicks: float = 1.0,
+    prior_looks: float = 4.0,
+    denoise: bool = True,
+) -> Examples:
+    """Make training examples by the formula at the top of this file.
+
+    Args:
+        clicks: impressions in `CLICK_COLUMNS`; a null `propensity` counts as 1.
+        product_ids: product id of each catalog row.
+        click_weight: value of an impression that was only clicked.
+        cart_weight: value of one that was carted.
+        purchase_weight: value of one that was purchased.
+        prior_clicks: a in the formula, > 0.
+        prior_looks: b in the formula, >= a.
+        denoise: without it, the second factor is 1.
+
+    Returns:
+        Examples sorted by query, then product row. Queries by photo alone make none.
+    """
+    values = {CLICKED: click_weight, CARTED: cart_weight, PURCHASED: purchase_weight}
+    pairs = _pairs(clicks, product_ids).filter(pl.col("num_clicked") > 0)
+    weight = _engagement(pairs, values)
+    if denoise:
+        weight = weight * _relevance(pairs, prior_clicks, prior_looks)
+    queries, query_index = _index_queries(pairs)
+    product_row = _column(pairs, pl.col("product_row"))
+    return Examples(
+        queries=queries,
+        query_index=query_index,
+        product_row=product_row,
+        weight=weight.astype(np.float32),
+        positives=query_index * len(product_ids) + product_row,  # sorted, as the pairs are
+        num_products=len(product_ids),
+    )
+
+
+def make_validation_set(clicks: pl.DataFrame, product_ids: pl.Series) -> ValidationSet:
+    """Take held-out clicks as judgments; a query without a click is left out.
+
+    Args:
+        clicks: impressions in `CLICK_COLUMNS`.
+        product_ids: product id of each catalog row.
+
+    Returns:
+        Queries and their graded rows. Unclicked products stay unjudged, hence irrelevant to nDCG.
+    """
+    pairs = _pairs(clicks, product_ids).filter(pl.col("num_clicked") > 0)
+    queries, query_index = _index_queries(pairs)
+    starts = np.searchsorted(query_index, np.arange(1, len(queries)))
+    rows = np.split(_column(pairs, pl.col("product_row")), starts)
+    grades = np.split(_column(pairs, pl.col("grade")), starts)
+    return ValidationSet(queries, list(zip(rows, grades, strict=True))[: len(queries)])
+
+
+def _pairs(clicks: pl.DataFrame, product_ids: pl.Series) -> pl.DataFrame:
+    """Everything that happened to each (query, product), sorted by both.
+
+    Columns: query, product_row, grade (best action), num_clicked, num_1 to num_3 (impressions by
+    best action) and looks (summed propensities).
+    """
+    rows = pl.DataFrame({"product_id": product_ids}).with_row_index("product_row")
+    query = pl.col("query").str.strip_chars().str.replace_all(r"\s+", " ")
+    return (
+        clicks.with_columns(query=query, grade=_grade())
+        .filter(pl.col("query") != "")
+        .join(rows, on="product_id")
+        .group_by("query", pl.col("product_row").cast(pl.Int64))
+        .agg(*_totals())
+        .sort("query", "product_row")
+    )
+
+
+def _grade() -> pl.Expr:
+    """The most valuable action of an impression, 0 without one."""
+    grade = pl.when("purchased").then(PURCHASED).when("carted").then(CARTED).when("clicked")
+    return grade.then(CLICKED).otherwise(0).cast(pl.Int64)
+
+
+def _totals() -> list[pl.Expr]:
+    grade = pl.col("grade")
+    counts = [(grade == g).sum().alias(f"num_{g}") for g in (CLICKED, CARTED, PURCHASED)]
+    looks = pl.col("propensity").fill_null(1.0).sort().sum()  # sorted: float sums depend on order
+    return [grade.max(), (grade > 0).sum().alias("num_clicked"), looks.alias("looks"), *counts]
+
+
+def _engagement(pairs: pl.DataFrame, values: dict[int, float]) -> NDArray[np.float64]:
+    """The first factor: log2(1 + summed values of actions), (E,)."""
+    total = pl.sum_horizontal(pl.col(f"num_{grade}") * value for grade, value in values.items())
+    return _column(pairs, (total + 1.0).log(2))
+
+
+def _relevance(pairs: pl.DataFrame, clicks: float, looks: float) -> NDArray[np.float64]:
+    """The second factor: smoothed clicks per look, at most 1, (E,)."""
+    rate = (pl.col("num_clicked") + clicks) / (pl.col("looks") + looks)
+    return _column(pairs, rate.clip(upper_bound=1.0))
+
+
+def _column(pairs: pl.DataFrame, expression: pl.Expr) -> NDArray[Any]:
+    column = pairs.select(expression.alias("value"))["value"]
+    return column.to_numpy(writable=True)  # torch.from_numpy warns of read-only memory
+
+
+def _index_queries(pairs: pl.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
+    """Distinct queries of sorted pairs, and each pair's index among them."""
+    index = _column(pairs, pl.col("query").rle_id().cast(pl.Int64))
+    return pairs["query"].unique(maintain_order=True).to_list(), index

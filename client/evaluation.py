@@ -1,0 +1,56 @@
+"""Measure an adapter in one region, through the same exact FAISS search that shoppers get."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.encoders.encoder import Encoder, ProductPrefixes
+from shared.encoders.prefix_cache import TextPrefixes
+from shared.metrics import Qrels, mrr_at_k, ndcg_at_k, recall_at_k
+from shared.retrieval.index import build_index, search_index
+
+K = 10
+
+
+def rank(
+    encoder: Encoder, products: ProductPrefixes, queries: TextPrefixes, *, k: int
+) -> NDArray[np.int64]:
+    """The k best catalog rows of every query, best first, (Q, k); -1 past the catalog's end."""
+    index = build_index(encoder.product_matrix(products))
+    return search_index(index, encoder.query_matrix(queries), k)[1]
+
+
+def mean_metrics(ranked: NDArray[np.int64], qrels: Qrels) -> dict[str, float]:
+    """Means over the queries of nDCG@10 (exponential gain), recall@10 and MRR@10.
+
+    Args:
+        ranked: catalog rows, best first, (Q, >= 10).
+        qrels: (rows, grades) of each query, every query with something relevant.
+
+    Returns:
+        By metric name; empty where there is no query.
+    """
+    if not qrels:
+        return {}
+    values = {
+        f"ndcg@{K}": ndcg_at_k(ranked, qrels, k=K),
+        f"recall@{K}": recall_at_k(ranked, qrels, k=K),
+        f"mrr@{K}": mrr_at_k(ranked, qrels, k=K),
+    }
+    return {name: float(np.mean(scores)) for name, scores in values.items()}
+
+
+def evaluate(
+    encoder: Encoder, products: ProductPrefixes, queries: TextPrefixes, qrels: Qrels
+) -> dict[str, float]:
+    """`mean_metrics` of the encoder's own ranking over the whole catalog."""
+    if not qrels:
+        return {}
+    return mean_metrics(rank(encoder, products, queries, k=K), qrels)
+
+
+def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Unweighted mean of each metric over regions; every region counts the same."""
+    names = rows[0].keys() if rows else []
+    return {name: float(np.mean([row[name] for row in rows])) for name in names}

@@ -1,0 +1,490 @@
+"""Open what a region brings: its catalog, photos, click log and judgments.
+
+This is the one gate between a retailer's export and the rest of the house. Whatever comes through
+has the columns and types of `shared.schema`; whatever does not is named with file, row and reason,
+and nothing is dropped silently. Three rules cover every case:
+
+- a file that cannot be used at all (missing, empty, a required column absent) is a `DataError`;
+- a row without a sound required cell, or that contradicts another one, is left out and reported;
+- an unsound optional cell (a price that is no number, a photo that cannot be read) is emptied and
+  reported; the row stays.
+
+More reports than `data.max_bad_rows` in one file is a `DataError`. Reports name rows (1-based, a
+CSV's header not counted) and product ids, and hold no titles, queries or other cell contents.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import polars as pl
+from PIL import Image
+
+from shared.errors import DataError
+from shared.schema import (
+    CATALOG_COLUMNS,
+    CATALOG_REQUIRED,
+    CLICK_COLUMNS,
+    CLICK_REQUIRED,
+    QREL_COLUMNS,
+    QREL_REQUIRED,
+    RegionConfig,
+    load_region_config,
+)
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # not EPS: Pillow runs a program for it
+MAX_IMAGE_PIXELS = 50_000_000  # a small file may unpack to gigabytes ("decompression bomb")
+MAX_IMAGE_BYTES = 64 * 2**20
+DECODE_THREADS = 4  # reading, hashing and decoding release the GIL
+
+ROW = "row"  # 1-based row number in the file; in a table only while it is being checked
+
+_TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_TIME_FORMATS = ("%+", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f")
+_READ_ERRORS = (pl.exceptions.PolarsError, OSError, EOFError, ValueError, zlib.error)
+
+
+@dataclass(frozen=True)
+class Region:
+    """One retailer partition, opened and checked.
+
+    Attributes:
+        config: `region.toml`, validated.
+        folder: the region's folder.
+        catalog: sound products in `CATALOG_COLUMNS`, in file order; a product's row number here is
+            its id everywhere else (index, qrels, examples).
+        texts: what the text tower reads of each product, one a catalog row.
+        image_paths: the photo of each product, one a catalog row, or None.
+        catalog_digest: sha256 over ids, texts and photos in row order: equal digests mean equal
+            vectors under equal row numbers. Price and stock are not in it.
+        state: where this region keeps its indexes, caches and releases.
+        problems: everything left out or emptied so far, one line each; `read_clicks` and
+            `read_qrels` add theirs.
+    """
+
+    config: RegionConfig
+    folder: Path
+    catalog: pl.DataFrame
+    texts: list[str]
+    image_paths: list[Path | None]
+    catalog_digest: str
+    state: Path
+    problems: list[str] = field(default_factory=list)
+
+
+def open_region(folder: Path) -> Region:
+    """Open the region described by `folder/region.toml`; every photo is decoded once.
+
+    Args:
+        folder: the region's folder.
+
+    Returns:
+        The region with its checked catalog.
+
+    Raises:
+        ConfigError: `region.toml` is missing or wrong.
+        DataError: the catalog is missing, empty, lacks a column or has too many bad rows.
+    """
+    config = load_region_config(folder)
+    data = config.data
+    table = _Table(folder / data.catalog, data.max_bad_rows)
+    rows = _check_products(table)
+    rows, photo_digests = _check_photos(table, rows, folder / data.images)
+    catalog = table.finish(rows)
+    texts = product_texts(catalog, data.text_fields)
+    return Region(
+        config=config,
+        folder=folder,
+        catalog=catalog,
+        texts=texts,
+        image_paths=[name and folder / data.images / name for name in catalog["image"]],
+        catalog_digest=_digest(catalog["product_id"], texts, photo_digests),
+        state=folder / config.state,
+        problems=table.problems(),
+    )
+
+
+def read_clicks(region: Region) -> pl.DataFrame:
+    """Read and check the region's click log, one row an impression.
+
+    Args:
+        region: the opened region; what is left out is added to its `problems`.
+
+    Returns:
+        Sound impressions in `CLICK_COLUMNS`, in file order. `query` is empty only where there is a
+        `query_image`; `carted` and `purchased` are false where unknown.
+
+    Raises:
+        DataError: the log is missing, empty, lacks a column or has too many bad rows.
+    """
+    table = _Table(region.folder / region.config.data.clicks, region.config.data.max_bad_rows)
+    rows = table.read(CLICK_COLUMNS, CLICK_REQUIRED)
+    by_photo = pl.col("query_image").is_not_null() & pl.col("query").is_null()
+    rows = rows.with_columns(query=pl.when(by_photo).then(pl.lit("")).otherwise("query"))
+    rows = table.require(rows, CLICK_REQUIRED)
+    rows = _drop_unknown_products(table, rows, region.catalog)
+    rows = table.drop(rows, pl.col("position") < 1, "position: below 1")
+    outside = (pl.col("propensity") <= 0) | (pl.col("propensity") > 1)
+    rows = table.clear(rows, "propensity", outside, "propensity: outside (0, 1]")
+    clicks = table.finish(rows)
+    _remember(region, table)
+    return clicks.with_columns(pl.col("carted", "purchased").fill_null(False))
+
+
+def read_qrels(region: Region) -> pl.DataFrame:
+    """Read and check the region's relevance judgments.
+
+    Args:
+        region: the opened region; what is left out is added to its `problems`.
+
+    Returns:
+        Judgments in `QREL_COLUMNS`, in file order; a pair of query and product occurs once.
+
+    Raises:
+        DataError: none are named, or the file is missing, empty, lacks a column or is too bad.
+    """
+    data = region.config.data
+    if data.qrels is None:
+        raise DataError(f"{region.folder / 'region.toml'}: data.qrels: not set; name a qrels file")
+    table = _Table(region.folder / data.qrels, data.max_bad_rows)
+    rows = table.require(table.read(QREL_COLUMNS, QREL_REQUIRED), QREL_REQUIRED)
+    rows = _drop_unknown_products(table, rows, region.catalog)
+    rows = table.drop(rows, pl.col("grade") < 0, "grade: below 0")
+    again = ~pl.struct("query", "product_id").is_first_distinct()
+    rows = table.drop(rows, again, "second grade for one query and", show_id=True)
+    qrels = table.finish(rows)
+    _remember(region, table)
+    return qrels
+
+
+def product_texts(catalog: pl.DataFrame, fields: Iterable[str]) -> list[str]:
+    """What the text tower reads of each product: its text fields, those it has, one row each."""
+    """What the text tower and the lexical index read of each product.
+
+    Args:
+        catalog: products in `CATALOG_COLUMNS`.
+        fields: names of text columns, in order.
+
+    Returns:
+        One text a row: its non-null fields joined by a space.
+    """
+    joined = pl.concat_str([pl.col(name) for name in fields], separator=" ", ignore_nulls=True)
+    return catalog.select(joined.alias("text"))["text"].fill_null("").to_list()
+
+
+class _Table:
+    """One file on its way to a checked table, with the reports it gives rise to."""
+
+    def __init__(self, path: Path, max_bad_rows: int) -> None:
+        self.path = path
+        self.max_bad_rows = max_bad_rows
+        self.num_reports = 0
+        self._reports: list[tuple[int, str]] = []  # at most max_bad_rows + 1 a check
+
+    def read(self, columns: dict[str, pl.DataType], required: Iterable[str]) -> pl.DataFrame:
+        """The file in `columns` plus `row`; cells of another type become null and are reported."""
+        raw = self._read_raw()
+        self._check_form(raw, required)
+        rows = raw.select(ROW, *(_typed(raw, name, dtype) for name, dtype in columns.items()))
+        for name in [name for name in columns if name in raw.columns]:
+            unsound = raw[name].is_not_null() & rows[name].is_null() & ~_is_blank(raw[name])
+            self.report(rows.filter(unsound), f"{name}: not {_TYPE_WORDS[type(columns[name])]}")
+            if name in required:
+                raw, rows = raw.filter(~unsound), rows.filter(~unsound)
+        return rows
+
+    def require(self, rows: pl.DataFrame, names: Iterable[str]) -> pl.DataFrame:
+        """Leave out rows in which one of these columns has no cell."""
+        for name in names:
+            rows = self.drop(rows, pl.col(name).is_null(), f"{name}: missing")
+        return rows
+
+    def drop(
+        self, rows: pl.DataFrame, bad: pl.Expr, reason: str, *, show_id: bool = False
+    ) -> pl.DataFrame:
+        """Leave out the rows for which `bad` is true, and report them."""
+        self.report(rows.filter(bad), reason, show_id=show_id)
+        return rows.remove(bad)
+
+    def clear(self, rows: pl.DataFrame, name: str, bad: pl.Expr, reason: str) -> pl.DataFrame:
+        """Empty one column's cell in the rows for which `bad` is true, and report them."""
+        self.report(rows.filter(bad), reason)
+        return rows.with_columns(pl.when(bad).then(None).otherwise(pl.col(name)).alias(name))
+
+    def report(self, wrong: pl.DataFrame, reason: str, *, show_id: bool = False) -> None:
+        """Report each of these rows, with its product id if asked."""
+        self.num_reports += wrong.height
+        for row in wrong.head(self.max_bad_rows + 1).iter_rows(named=True):
+            shown = f" product_id {row['product_id'][:64]!r}" if show_id else ""
+            self._reports.append((row[ROW], reason + shown))
+
+    def finish(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The table without its row numbers; too many reports or no rows left is an error."""
+        if self.num_reports > self.max_bad_rows:
+            raise DataError(
+                f"{self.path}: {self.num_reports} bad rows, {self.max_bad_rows} allowed; first: "
+                f"{self._lines()[0]}; correct them or raise data.max_bad_rows in region.toml"
+            )
+        if rows.height == 0:
+            raise DataError(f"{self.path}: no sound row; first: {self._lines()[0]}; correct it")
+        return rows.drop(ROW)
+
+    def problems(self) -> list[str]:
+        """Every report as a line, by row."""
+        return [f"{self.path.name} {line}" for line in self._lines()]
+
+    def _lines(self) -> list[str]:
+        return [f"row {row}: {reason}" for row, reason in sorted(self._reports)]
+
+    def _read_raw(self) -> pl.DataFrame:
+        try:
+            return self._read_by_suffix()
+        except FileNotFoundError:
+            raise DataError(f"{self.path}: not found; see [data] in region.toml") from None
+        except pl.exceptions.NoDataError:
+            raise DataError(f"{self.path}: empty file; export it again") from None
+        except _READ_ERRORS as error:
+            reason = type(error).__name__  # the text of these errors may hold cell contents
+            raise DataError(f"{self.path}: cannot be read ({reason}); export it again") from None
+
+    def _read_by_suffix(self) -> pl.DataFrame:
+        match [suffix for suffix in self.path.suffixes if suffix != ".gz"][-1:]:
+            case [".parquet"]:
+                raw = pl.read_parquet(self.path, glob=False)
+            case [".csv"]:
+                raw = pl.read_csv(self.path, infer_schema=False, glob=False)
+            case [".jsonl"]:
+                return self._read_json_lines()
+            case _:
+                raise DataError(f"{self.path}: unknown kind; use .parquet, .csv or .jsonl")
+        return raw.drop(ROW, strict=False).with_row_index(ROW, offset=1)
+
+    def _read_json_lines(self) -> pl.DataFrame:
+        """Every value as text, as from a CSV: one way of reading types is enough."""
+        records, broken = {}, []
+        for number, line in enumerate(_lines_of(self.path), start=1):
+            record = _json_object(line)
+            if record is not None:
+                records[number] = record
+            elif line.strip():
+                broken.append(number)
+        self.report(pl.DataFrame({ROW: broken}, {ROW: pl.UInt32}), "not a JSON object")
+        names = {name: None for record in records.values() for name in record if name != ROW}
+        cells = {n: [_as_text(record.get(n)) for record in records.values()] for n in names}
+        schema = {ROW: pl.UInt32(), **dict.fromkeys(names, pl.String())}
+        return pl.DataFrame({ROW: list(records), **cells}, schema)
+
+    def _check_form(self, raw: pl.DataFrame, required: Iterable[str]) -> None:
+        missing = [name for name in required if name not in raw.columns]
+        if raw.height == 0 and self.num_reports == 0:
+            raise DataError(f"{self.path}: no rows; a region needs at least one")
+        if missing:
+            found = ", ".join(name for name in raw.columns if name != ROW)
+            raise DataError(
+                f"{self.path}: no column {', '.join(missing)} among: {found}; add or rename it"
+            )
+
+
+def _check_products(table: _Table) -> pl.DataFrame:
+    rows = table.read(CATALOG_COLUMNS, CATALOG_REQUIRED)
+    rows = table.require(rows, CATALOG_REQUIRED)
+    again = ~pl.col("product_id").is_first_distinct()
+    rows = table.drop(rows, again, "duplicate", show_id=True)
+    return table.clear(rows, "price", pl.col("price") < 0, "price: below 0")
+
+
+class _Photo(NamedTuple):
+    digest: str = ""
+    problem: str = ""
+
+
+def _check_photos(
+    table: _Table, rows: pl.DataFrame, folder: Path
+) -> tuple[pl.DataFrame, list[str]]:
+    """Decode every photo once; returns the rows and the sha256 of each photo ("" without one)."""
+    Image.init()  # not thread-safe, so before the threads
+    with ThreadPoolExecutor(DECODE_THREADS) as pool:
+        photos = list(pool.map(partial(_read_photo, folder), rows["image"]))
+    problems = pl.Series([photo.problem for photo in photos], dtype=pl.String)
+    for problem in problems.filter(problems != "").unique(maintain_order=True):
+        rows = table.clear(rows, "image", pl.lit(problems == problem), problem)
+    return rows, [photo.digest for photo in photos]
+
+
+def _read_photo(folder: Path, name: str | None) -> _Photo:
+    if name is None:
+        return _Photo()
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return _Photo(problem="image: outside the images folder")
+    try:
+        content = _bounded_bytes(folder / name)
+        _decode(content)
+    except FileNotFoundError:
+        return _Photo(problem="image: file not found")
+    except (_TooLarge, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return _Photo(problem=f"image: above {MAX_IMAGE_PIXELS:,} pixels or {MAX_IMAGE_BYTES:,} B")
+    except Exception:  # a decoder fed with garbage may raise anything
+        return _Photo(problem="image: cannot be decoded")
+    return _Photo(digest=hashlib.sha256(content).hexdigest())
+
+
+class _TooLarge(Exception):
+    """The photo is over a limit."""
+
+
+def _bounded_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(MAX_IMAGE_BYTES + 1)
+    if len(content) > MAX_IMAGE_BYTES:
+        raise _TooLarge
+    return content
+
+
+def _decode(content: bytes) -> None:
+    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+        if image.width * image.height > MAX_IMAGE_PIXELS:
+            raise _TooLarge
+        image.draft("L", (64, 64))  # JPEG: an eighth of the work, and a cut-off file still shows
+        image.load()
+
+
+def _digest(product_ids: Iterable[str], texts: list[str], photo_digests: list[str]) -> str:
+    digest = hashlib.sha256()
+    for row in zip(product_ids, texts, photo_digests, strict=True):
+        digest.update(json.dumps(row).encode() + b"\n")  # JSON: no two rows share one spelling
+    return digest.hexdigest()
+
+
+def _drop_unknown_products(
+    table: _Table, rows: pl.DataFrame, catalog: pl.DataFrame
+) -> pl.DataFrame:
+    known = catalog["product_id"].implode()
+    return table.drop(rows, ~pl.col("product_id").is_in(known), "unknown", show_id=True)
+
+
+def _remember(region: Region, table: _Table) -> None:
+    """Add the table's reports to the region's, once however often the file is read."""
+    region.problems.extend(line for line in table.problems() if line not in region.problems)
+
+
+def _lines_of(path: Path) -> Iterable[bytes]:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        yield from file
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _as_text(value: object) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode()  # "\ud800" is JSON, but no text
+
+
+def _is_blank(column: pl.Series) -> pl.Series:
+    if column.dtype != pl.String:
+        return pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
+    return column.str.strip_chars() == ""
+
+
+def _typed(raw: pl.DataFrame, name: str, dtype: pl.DataType) -> pl.Series:
+    """One column in the wanted type; null where it is absent, blank or unsound."""
+    if name not in raw.columns:
+        return pl.Series(name, [None] * raw.height, dtype)
+    try:
+        return _CASTS[type(dtype)](raw[name]).cast(dtype).alias(name)
+    except pl.exceptions.PolarsError:  # no cast between these types at all
+        return pl.Series(name, [None] * raw.height, dtype)
+
+
+def _to_text(column: pl.Series) -> pl.Series:
+    text = column.cast(pl.String, strict=False)
+    return text.set(_is_blank(text), None)
+
+
+def _to_float(column: pl.Series) -> pl.Series:
+    text_or_number = column.str.strip_chars() if column.dtype == pl.String else column
+    number = text_or_number.cast(pl.Float64, strict=False)
+    return number.set(~number.is_finite(), None)
+
+
+def _to_int(column: pl.Series) -> pl.Series:
+    """Whole numbers; "12.0" is one, since pandas writes integers so where a cell is missing."""
+    if column.dtype.is_integer():
+        return column.cast(pl.Int64, strict=False)
+    number = _to_float(column)
+    return number.set(number != number.floor(), None).cast(pl.Int64, strict=False)
+
+
+def _to_bool(column: pl.Series) -> pl.Series:
+    words = column.cast(pl.String).str.strip_chars().str.to_lowercase()
+    return words.replace_strict(_TRUTH, default=None, return_dtype=pl.Boolean)
+
+
+def _to_time(column: pl.Series) -> pl.Series:
+    """Times in UTC; a time without a zone is taken as UTC."""
+    if column.dtype == pl.String:
+        return _parse_time(column)
+    if getattr(column.dtype, "time_zone", None) is not None:
+        return column.dt.convert_time_zone("UTC")
+    if column.dtype.is_temporal():
+        return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return pl.Series([None] * len(column), dtype=pl.Datetime("us", "UTC"))
+
+
+def _parse_time(column: pl.Series) -> pl.Series:
+    text = pl.col("text").str.strip_chars()
+    midnight = text + pl.lit("T00:00:00")
+    tries = [_strptime(text, form) for form in _TIME_FORMATS]
+    both = pl.coalesce(*tries, _strptime(midnight, _TIME_FORMATS[1]))
+    return column.to_frame("text").select(both)["text"]
+
+
+def _strptime(text: pl.Expr, form: str) -> pl.Expr:
+    return text.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False)
+
+
+def _to_attributes(column: pl.Series) -> pl.Series:
+    """Key-value lists as Parquet keeps a map, or a JSON object as text."""
+    if column.dtype != pl.String:
+        return column
+    return pl.Series([_json_pairs(text) for text in column], dtype=CATALOG_COLUMNS["attributes"])
+
+
+def _json_pairs(text: str | None) -> list[dict[str, str | None]] | None:
+    record = _json_object(text.encode()) if text else None
+    if record is None:
+        return None
+    return [{"key": _as_text(key), "value": _as_text(value)} for key, value in record.items()]
+
+
+_CASTS = {
+    pl.String: _to_text,
+    pl.Float64: _to_float,
+    pl.Int64: _to_int,
+    pl.Boolean: _to_bool,
+    pl.Datetime: _to_time,
+    pl.List: _to_attributes,
+}
+_TYPE_WORDS = {
+    pl.String: "text",
+    pl.Float64: "a finite number",
+    pl.Int64: "a whole number",
+    pl.Boolean: "true or false",
+    pl.Datetime: "a time such as 2025-03-01T12:00:00Z",
+    pl.List: "a map, or a JSON object as text",
+}

@@ -1,0 +1,192 @@
+"""The worker: the one object that owns a region's data, encoders and training.
+
+It answers the three messages of the federation with plain arguments and plain results and knows
+nothing of Flower. In a simulation all regions of a process share one resident encoder, with
+adapters swapped in place; each region's data and kept activations stay its own.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from client.clicks import Examples, ValidationSet, make_examples, make_validation_set, split_by_time
+from client.evaluation import evaluate
+from client.region import Region, open_region, read_clicks
+from client.training import OnStep, TrainingData, train
+from shared.adapter import Adapter, schema_hash, subtract
+from shared.config import TrainConfig
+from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
+from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
+from shared.errors import DataError
+from shared.wire import PROTOCOL_VERSION, Description
+
+_ENCODERS: dict[tuple[str, str], Encoder] = {}
+_WORKERS: dict[Path, "Worker"] = {}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one round of local training gave.
+
+    Attributes:
+        update: adapter after minus adapter before.
+        num_examples: trained on.
+        loss: mean over the steps, nats.
+        seconds: of training, activations already kept.
+    """
+
+    update: Adapter
+    num_examples: int
+    loss: float
+    seconds: float
+
+
+def get_worker(folder: Path) -> "Worker":
+    """The process's one worker of a region folder."""
+    key = folder.resolve()
+    if key not in _WORKERS:
+        _WORKERS[key] = Worker(open_region(key))
+    return _WORKERS[key]
+
+
+def forget_workers() -> None:
+    """Drop every worker and encoder of this process."""
+    _WORKERS.clear()
+    _ENCODERS.clear()
+
+
+def resident_encoder(base: Path, *, device: str, fingerprint: str) -> Encoder:
+    """The process's one encoder of a base, loaded and verified at first use."""
+    key = (fingerprint, device)
+    if key not in _ENCODERS:
+        _ENCODERS[key] = load_encoder(base, device=device, expected=fingerprint)
+    return _ENCODERS[key]
+
+
+class Worker:
+    """One region at work.
+
+    Args:
+        region: opened and validated.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.on_step: OnStep | None = None
+        self.on_cache: Callable[[str, int, int], None] | None = None
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The resident encoder of this region's base."""
+        base = self.region.config.base
+        return resident_encoder(
+            self.region.folder / base.path,
+            device=self.region.config.device,
+            fingerprint=base.fingerprint,
+        )
+
+    @cached_property
+    def _clicks(self) -> pl.DataFrame:
+        return read_clicks(self.region)
+
+    @property
+    def num_clicks(self) -> int:
+        """Clicks in the whole log, all splits."""
+        return int(self._clicks["clicked"].sum())
+
+    @cached_property
+    def _splits(self) -> tuple[Examples, ValidationSet]:
+        splits = split_by_time(self._clicks, self.region.config.splits)
+        ids = self.region.catalog["product_id"]
+        examples = make_examples(splits.train, ids)
+        if len(examples.weight) == 0:
+            raise DataError(f'region "{self.region.config.region}": no clicks to train on')
+        return examples, make_validation_set(splits.validation, ids)
+
+    @property
+    def examples(self) -> Examples:
+        """Training examples, from the oldest clicks."""
+        return self._splits[0]
+
+    @property
+    def validation(self) -> ValidationSet:
+        """Validation judgments, from later clicks."""
+        return self._splits[1]
+
+    @cached_property
+    def products(self) -> ProductPrefixes:
+        """Kept activations of the whole catalog."""
+        texts, images = self.region.texts, self.region.image_paths
+        fingerprint, cache = self.encoder.base.fingerprint, self.region.state / "prefix_cache"
+        return ProductPrefixes(
+            text_prefixes(cache, self.encoder.text, fingerprint, texts, self._progress("texts")),
+            image_prefixes(
+                cache, self.encoder.image, fingerprint, images, self._progress("photos")
+            ),
+            np.array([bool(text) for text in texts]),
+        )
+
+    def query_prefixes(self, queries: list[str]) -> TextPrefixes:
+        """Kept activations of a list of queries."""
+        cache = self.region.state / "prefix_cache"
+        return text_prefixes(cache, self.encoder.text, self.encoder.base.fingerprint, queries)
+
+    @cached_property
+    def training_data(self) -> TrainingData:
+        """Examples with the activations they need."""
+        queries = self.query_prefixes(self.examples.queries)
+        return TrainingData(self.examples, queries, self.products)
+
+    @cached_property
+    def _validation_prefixes(self) -> TextPrefixes:
+        return self.query_prefixes(self.validation.queries)
+
+    def describe(self) -> Description:
+        """What this region is and has; counts only."""
+        config = self.region.config
+        return Description(
+            region=config.region,
+            protocol_version=PROTOCOL_VERSION,
+            base_fingerprint=self.encoder.base.fingerprint,
+            schema_hash=schema_hash(self.encoder.adapter()),
+            num_products=self.region.catalog.height,
+            num_examples=len(self.examples.weight),
+            num_validation_queries=len(self.validation.queries),
+            code_version=version("fedshelf"),
+            device=str(self.encoder.device.type),
+            release=0,
+        )
+
+    def train(self, adapter: Adapter, config: TrainConfig, server_round: int) -> Trained:
+        """One round of local training from `adapter`.
+
+        The order of examples follows from the federation's seed, the round and the region's name,
+        so it is the same under every engine.
+        """
+        data = self.training_data
+        start = time.perf_counter()
+        self.encoder.load_adapter(adapter)
+        seed = [config.seed, server_round, *self.region.config.region.encode()]
+        loss = train(self.encoder, data, config, seed=seed, on_step=self.on_step)
+        update = subtract(self.encoder.adapter(), adapter)
+        seconds = time.perf_counter() - start
+        return Trained(update, len(data.examples.weight), loss, seconds)
+
+    def evaluate(self, adapter: Adapter) -> tuple[int, dict[str, float]]:
+        """Number of validation queries, and mean metrics of `adapter` over them."""
+        self.encoder.load_adapter(adapter)
+        qrels = self.validation.qrels
+        metrics = evaluate(self.encoder, self.products, self._validation_prefixes, qrels)
+        return len(qrels), metrics
+
+    def _progress(self, what: str) -> Callable[[int, int], None] | None:
+        if self.on_cache is None:
+            return None
+        report = self.on_cache
+        return lambda done, total: report(what, done, total)

@@ -1,0 +1,130 @@
+"""What headquarters keeps of a run: the adapter after every round, and the story of the rounds.
+
+    headquarters/initial.safetensors      what round 1 starts from; metadata: base fingerprint
+    headquarters/rounds/0001.safetensors  the global adapter after round 1
+    headquarters/history.json             one record a round
+
+The adapter of a round is written before its record, each beside and renamed: after a kill at any
+instant the records name only adapters that are whole, and the run goes on after the last of them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from shared.adapter import Adapter, load_adapter, save_adapter
+from shared.durable import replace_file
+from shared.errors import FederationError
+
+
+@dataclass
+class RoundRecord:
+    """What happened in one round; round 0 is the evaluation before training.
+
+    Attributes:
+        round: number.
+        loss: mean training loss over the cohort, weighted by examples, nats; None in round 0.
+        seconds: wall time.
+        uplink_bytes: of all accepted updates' arrays.
+        downlink_bytes: of all adapters sent for training and evaluation.
+        cohort: names of the regions asked.
+        rejected: region and reason of every reply that did not count.
+        validation: metrics on validation clicks by region.
+    """
+
+    round: int
+    loss: float | None = None
+    seconds: float = 0.0
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    cohort: list[str] = field(default_factory=list)
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    validation: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def mean(self, metric: str) -> float:
+        """Unweighted mean of a validation metric over the regions that measured it; 0 if none."""
+        values = [row[metric] for row in self.validation.values() if metric in row]
+        return sum(values) / len(values) if values else 0.0
+
+
+class History:
+    """The folder `headquarters/` of one run.
+
+    Args:
+        folder: made by `start`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, initial: Adapter, *, base_fingerprint: str) -> None:
+        """Write what round 1 starts from."""
+        metadata = {"base_fingerprint": base_fingerprint}
+        save_adapter(self.folder / "initial.safetensors", initial, metadata)
+
+    def base_fingerprint(self) -> str:
+        """Fingerprint of the base that the initial adapter was made for.
+
+        Raises:
+            FederationError: there is no initial adapter, or it is damaged.
+        """
+        path = self.folder / "initial.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                return str((file.metadata() or {})["base_fingerprint"])
+        except (OSError, SafetensorError, KeyError):
+            raise FederationError(
+                f'{path}: missing or damaged; make the run folder with "fedshelf simulate"'
+            ) from None
+
+    def adapter(self, server_round: int) -> Adapter:
+        """The global adapter after a round; round 0 is the initial one."""
+        return load_adapter(self._path(server_round))
+
+    def rounds(self) -> list[RoundRecord]:
+        """Records of the rounds that are complete, oldest first; empty before the first.
+
+        Raises:
+            FederationError: history.json is damaged.
+        """
+        path = self.folder / "history.json"
+        if not path.is_file():
+            return []
+        try:
+            return [RoundRecord(**record) for record in json.loads(path.read_text("utf-8"))]
+        except (ValueError, TypeError):
+            raise FederationError(
+                f"{path}: damaged; remove the run folder and start again"
+            ) from None
+
+    def append(self, record: RoundRecord, adapter: Adapter) -> None:
+        """Keep a finished round: its adapter first, then its record."""
+        if record.round > 0:
+            save_adapter(self._path(record.round), adapter, {"round": str(record.round)})
+        records = [asdict(kept) for kept in [*self.rounds(), record]]
+        text = json.dumps(records, indent=1) + "\n"
+        replace_file(self.folder / "history.json", text.encode())
+
+    def best_round(self, metric: str = "ndcg@10") -> int:
+        """The round with the best mean validation metric; the earliest of equals."""
+        rounds = self.rounds()
+        if not rounds:
+            raise FederationError(f"{self.folder}: no round is complete; run the federation first")
+        return max(rounds, key=lambda record: (record.mean(metric), -record.round)).round
+
+    def _path(self, server_round: int) -> Path:
+        if server_round == 0:
+            return self.folder / "initial.safetensors"
+        return self.folder / "rounds" / f"{server_round:04d}.safetensors"
+
+
+def by_region(history: list[RoundRecord], metric: str = "ndcg@10") -> Mapping[str, list[float]]:
+    """Learning curves: a validation metric of each region, round 0 first."""
+    names = sorted({name for record in history for name in record.validation})
+    return {
+        name: [record.validation[name][metric] for record in history if name in record.validation]
+        for name in names
+    }

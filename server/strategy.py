@@ -1,0 +1,167 @@
+"""FedAvg on adapters (arXiv:1602.05629, algorithm 1), with every reply checked before it counts.
+
+Flower averages what it is given: a NaN poisons the mean, a wrong shape broadcasts or crashes, a
+huge example count takes over. So nothing reaches `FedAvg.aggregate_train` that `shared.wire` has
+not passed. A bad reply is dropped and named; the round goes on with the rest if the quorum holds.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from server.history import RoundRecord
+from shared import wire
+from shared.adapter import Adapter, add
+from shared.config import FederationConfig
+from shared.errors import FederationError, WireError
+
+log = logging.getLogger("fedshelf.server")
+
+
+class CheckedFedAvg(FedAvg):
+    """FedAvg over a fixed cohort of regions.
+
+    Args:
+        config: of the federation.
+        cohort: node id -> region name, from the handshake.
+        offset: rounds that were complete before this start; round numbers go on from there.
+        on_round: called with the record and the adapter of every finished round.
+    """
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        cohort: Mapping[int, str],
+        *,
+        offset: int,
+        on_round: Callable[[RoundRecord, Adapter], None],
+    ) -> None:
+        super().__init__(weighted_by_key=wire.NUM_EXAMPLES)
+        self._config, self._cohort, self._offset = config, cohort, offset
+        self._on_round = on_round
+        self._sent: Adapter = {}
+        self._record = RoundRecord(0)
+        self._started = 0.0
+
+    def summary(self) -> None:
+        """Say nothing: the front door reports rounds."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every region of the cohort to train."""
+        number = server_round + self._offset
+        self._started = time.perf_counter()
+        self._sent = wire.decode_adapter(arrays)
+        self._record = RoundRecord(number, cohort=sorted(self._cohort.values()))
+        request = wire.train_request(arrays, self._config.train_config(number), number)
+        return self._send(request, MessageType.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average what passes the checks.
+
+        Raises:
+            FederationError: fewer regions than the quorum answered well.
+        """
+        checked = self._check(replies, self._checked_update)
+        self._require_quorum(len(checked))
+        in_order = [checked[region] for region in sorted(checked)]  # float sums depend on order
+        arrays, metrics = super().aggregate_train(server_round, in_order)
+        if metrics is not None:
+            self._record.loss = float(str(metrics["loss"]))
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask every region of the cohort to measure the new adapter."""
+        request = wire.evaluate_request(arrays, server_round + self._offset)
+        return self._send(request, MessageType.EVALUATE)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Keep each region's metrics; they are never averaged over counts."""
+        checked = self._check(replies, self._checked_evaluation)
+        self._record.validation = {
+            region: wire.read_evaluate_reply(
+                message.content, max_examples=self._config.max_examples
+            ).metrics
+            for region, message in sorted(checked.items())
+        }
+        return None
+
+    def evaluate_first(self, arrays: ArrayRecord, grid: Grid) -> None:
+        """Round 0: measure the initial adapter in every region."""
+        self._record = RoundRecord(0, cohort=sorted(self._cohort.values()))
+        self._started = time.perf_counter()
+        requests = self.configure_evaluate(0, arrays, ConfigRecord(), grid)
+        replies = grid.send_and_receive(requests, timeout=self._config.round_timeout_s)
+        self.aggregate_evaluate(0, replies)
+
+    def finish_round(self, arrays: ArrayRecord) -> None:
+        """Hand the finished round to `on_round`."""
+        self._record.seconds = time.perf_counter() - self._started
+        self._on_round(self._record, wire.decode_adapter(arrays))
+
+    def _send(self, request: RecordDict, message_type: str) -> list[Message]:
+        self._record.downlink_bytes += wire.record_bytes(request) * len(self._cohort)
+        return [
+            Message(content=request, message_type=message_type, dst_node_id=node)
+            for node in sorted(self._cohort)
+        ]
+
+    def _check(
+        self, replies: Iterable[Message], check: Callable[[RecordDict], RecordDict]
+    ) -> dict[str, Message]:
+        """Replies that pass, by region name; every other one, and every silence, is recorded."""
+        passed: dict[str, Message] = {}
+        silent = set(self._cohort.values())
+        for message in replies:
+            region = self._cohort.get(message.metadata.src_node_id)
+            if region is None or region not in silent:
+                self._reject(region or "unknown node", "a reply that nobody asked for")
+                continue
+            silent.discard(region)
+            try:
+                if message.has_error():
+                    raise WireError(f"region failed: {message.error.reason or ''}")
+                message.content = check(message.content)
+                passed[region] = message
+            except WireError as error:
+                self._reject(region, str(error))
+        for region in sorted(silent):
+            self._reject(region, f"no reply within {self._config.round_timeout_s:.0f} s")
+        return passed
+
+    def _checked_update(self, content: RecordDict) -> RecordDict:
+        config = self._config
+        reply = wire.read_train_reply(
+            content, self._sent, max_examples=config.max_examples, max_norm=config.max_update_norm
+        )
+        self._record.uplink_bytes += wire.record_bytes(content)
+        return wire.aggregation_record(add(self._sent, reply.update), reply)
+
+    def _checked_evaluation(self, content: RecordDict) -> RecordDict:
+        wire.read_evaluate_reply(content, max_examples=self._config.max_examples)
+        return content
+
+    def _reject(self, region: str, reason: str) -> None:
+        log.warning('round %d: region "%s" rejected: %s', self._record.round, region, reason)
+        self._record.rejected.append({"region": region, "reason": reason})
+
+    def _require_quorum(self, accepted: int) -> None:
+        needed = math.ceil(self._config.quorum * len(self._cohort))
+        if accepted < needed:
+            reasons = "; ".join(f"{r['region']}: {r['reason']}" for r in self._record.rejected)
+            raise FederationError(
+                f"round {self._record.round}: {accepted} of {len(self._cohort)} regions answered "
+                f"well, the quorum is {needed} ({reasons}); mend those regions and run again"
+            )

@@ -1,0 +1,64 @@
+"""What an adapter is, apart from any encoder: named float32 tensors, their schema, their norm."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from shared.durable import replace_file
+from shared.errors import FederationError
+
+Adapter = dict[str, Tensor]
+
+
+def schema_hash(adapter: Mapping[str, Tensor]) -> str:
+    """sha256 over names and dtypes, hex. Ranks are left out: regions may differ in them."""
+    schema = [[name, str(tensor.dtype)] for name, tensor in sorted(adapter.items())]
+    return hashlib.sha256(json.dumps(schema).encode()).hexdigest()
+
+
+def subtract(adapter: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Adapter:
+    """The update: a region's adapter minus the adapter it was sent."""
+    return {name: adapter[name] - sent[name] for name in sorted(sent)}
+
+
+def add(sent: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> Adapter:
+    """The adapter a region ended with, from what it was sent and its update."""
+    return {name: sent[name] + update[name] for name in sorted(sent)}
+
+
+def norm(update: Mapping[str, Tensor]) -> float:
+    """L2 norm over all tensors of an update."""
+    squares = [tensor.double().square().sum() for tensor in update.values()]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def num_bytes(adapter: Mapping[str, Tensor]) -> int:
+    """Bytes of the tensors' values."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in adapter.values())
+
+
+def save_adapter(path: Path, adapter: Adapter, metadata: dict[str, str]) -> None:
+    """Write an adapter as safetensors, beside and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in adapter.items()}
+    replace_file(path, save(tensors, metadata=metadata))
+
+
+def load_adapter(path: Path) -> Adapter:
+    """Read an adapter that `save_adapter` wrote.
+
+    Raises:
+        FederationError: missing or damaged.
+    """
+    try:
+        return dict(sorted(load_file(path).items()))
+    except FileNotFoundError:
+        raise FederationError(f"{path}: not found; the run folder is incomplete") from None
+    except SafetensorError:
+        raise FederationError(f"{path}: damaged; remove it and run again") from None

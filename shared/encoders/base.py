@@ -1,0 +1,123 @@
+"""The base artefact: both frozen towers with their preprocessing, under one fingerprint.
+
+    base/BASE.json        what it is, how it reads and sees, sha256 of every file
+    base/text/            plain transformers model and tokenizer
+    base/image/           plain timm model: config.json, model.safetensors
+
+The fingerprint is the sha256 of BASE.json, so it covers weights, configuration and preprocessing.
+A base is made once and handed out; a region whose fingerprint differs is refused by name.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.durable import canonical_json, locked, new_folder, sha256_file
+from shared.encoders.image import ImageConfig
+from shared.encoders.text import TextConfig
+from shared.errors import BaseError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """What BASE.json says.
+
+    Attributes:
+        preset: name of the recipe, e.g. "starter".
+        dim: D, length of every vector.
+        text: how the text tower reads.
+        image: how the image tower sees.
+        image_weight: a photo's weight beside the text's 1 before any training.
+        temperature: of the contrastive loss before any training.
+        recipe: how the base was made, for its readers.
+        fingerprint: sha256 of BASE.json.
+    """
+
+    preset: str
+    dim: int
+    text: TextConfig
+    image: ImageConfig
+    image_weight: float
+    temperature: float
+    recipe: dict[str, Any]
+    fingerprint: str = ""
+
+
+def write_base(folder: Path, info: BaseInfo, fill: Callable[[Path], None]) -> BaseInfo:
+    """Write a base artefact beside `folder` and rename it there.
+
+    Args:
+        folder: where it shall be; must not exist.
+        info: what it is; its fingerprint is computed here.
+        fill: writes `text/` and `image/` into the folder it is given.
+
+    Returns:
+        `info` with its fingerprint.
+    """
+    with locked(folder.parent), new_folder(folder) as made:
+        fill(made)
+        fields = {key: value for key, value in asdict(info).items() if key != "fingerprint"}
+        manifest = {"format": FORMAT, **fields, "files": _files(made)}
+        (made / "BASE.json").write_bytes(canonical_json(manifest))
+    return read_base(folder)
+
+
+def read_base(folder: Path, *, expected: str | None = None) -> BaseInfo:
+    """Read and verify a base artefact, every byte of it.
+
+    Args:
+        folder: the artefact.
+        expected: fingerprint it must have, if one is agreed.
+
+    Raises:
+        BaseError: missing, damaged, or with another fingerprint; names the file.
+    """
+    try:
+        raw = (folder / "BASE.json").read_bytes()
+        manifest = json.loads(raw)
+        files, version = manifest.pop("files"), manifest.pop("format")
+        text, image = TextConfig(**manifest.pop("text")), _image_config(manifest.pop("image"))
+        info = BaseInfo(**manifest, text=text, image=image, fingerprint=_sha256(raw))
+    except FileNotFoundError:
+        raise BaseError(f"{folder}: no BASE.json; this is not a base artefact") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BaseError(f"{folder}/BASE.json: damaged ({error}); copy the base again") from None
+    if version != FORMAT:
+        raise BaseError(f"{folder}: base format {version}, this program reads {FORMAT}; update it")
+    if expected is not None and info.fingerprint != expected:
+        raise BaseError(
+            f"{folder}: base {info.fingerprint[:12]}, expected {expected[:12]}; "
+            "copy the base that headquarters hands out"
+        )
+    _verify_files(folder, files)
+    return info
+
+
+def _verify_files(folder: Path, expected: dict[str, str]) -> None:
+    found = _files(folder)
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            state = "missing" if name not in found else "changed" if name in expected else "extra"
+            raise BaseError(f"{folder}/{name}: {state}; copy the base again")
+
+
+def _files(folder: Path) -> dict[str, str]:
+    names = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in names
+        if path.name != "BASE.json"
+    }
+
+
+def _image_config(fields: dict[str, Any]) -> ImageConfig:
+    return ImageConfig(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()

@@ -1,0 +1,275 @@
+"""The resident encoder: both towers, their adapter, and product and query vectors.
+
+One object a process; adapters are swapped in place. Vectors may only be compared if `digest` is
+equal: it covers the base (weights and preprocessing) and the adapter.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shared.adapter import Adapter
+from shared.encoders.base import BaseInfo, read_base
+from shared.encoders.fusion import Fusion, fuse
+from shared.encoders.image import ImageTower
+from shared.encoders.lora import load_lora_state, lora_state, reset_lora, save_lora
+from shared.encoders.prefix_cache import ImagePrefixes, TextPrefixes
+from shared.encoders.text import TextTower, pad
+from shared.errors import ConfigError, ReleaseError, WireError
+
+BATCH = 256
+FUSION_NAMES = ("fusion/gate", "fusion/log_temperature")
+
+
+@dataclass(frozen=True)
+class ProductPrefixes:
+    """Frozen activations of a catalog; row i is the catalog's row i.
+
+    Attributes:
+        texts: activations of the product texts.
+        images: activations of the photos.
+        has_text: (N,) bool; a product without text is seen by its photo alone.
+    """
+
+    texts: TextPrefixes
+    images: ImagePrefixes
+    has_text: NDArray[np.bool_]
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        ConfigError: "cuda" was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('device "cuda": no GPU answers; use --device cpu or auto')
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def load_encoder(folder: Path, *, device: str, expected: str | None = None) -> "Encoder":
+    """Load a verified base with a fresh adapter.
+
+    Args:
+        folder: the base artefact.
+        device: "auto", "cpu" or "cuda".
+        expected: fingerprint it must have.
+
+    Raises:
+        BaseError: the base is missing, damaged or another one.
+    """
+    return Encoder(folder, read_base(folder, expected=expected), pick_device(device))
+
+
+class Encoder:
+    """Text tower, image tower and fusion of one base, with one adapter at a time.
+
+    Args:
+        folder: the base artefact.
+        base: what it says, verified.
+        device: where it lives.
+    """
+
+    def __init__(self, folder: Path, base: BaseInfo, device: torch.device) -> None:
+        self.base, self.device, self.dim = base, device, base.dim
+        self.text = TextTower(folder / "text", base.text, device)
+        self.image = ImageTower(folder / "image", base.image, device)
+        self.fusion = Fusion(image_weight=base.image_weight, temperature=base.temperature)
+        self.fusion.to(device)
+        self.reset(seed=0)
+
+    # -- adapter ---------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int) -> None:
+        """A fresh adapter: seeded A, zero B, the base's own fusion; encodes as the base does."""
+        generator = torch.Generator().manual_seed(seed)
+        reset_lora(self.text.peft, generator)
+        reset_lora(self.image.peft, generator)
+        fresh = Fusion(image_weight=self.base.image_weight, temperature=self.base.temperature)
+        self.fusion.load_state_dict(fresh.state_dict())
+
+    def adapter(self) -> Adapter:
+        """A copy of everything trainable, by name, float32 on the CPU."""
+        named = {f"text/{k}": v for k, v in lora_state(self.text.peft).items()}
+        named |= {f"image/{k}": v for k, v in lora_state(self.image.peft).items()}
+        fusion = self.fusion.state_dict()
+        named |= {f"fusion/{k}": v.detach().cpu().clone() for k, v in fusion.items()}
+        return dict(sorted(named.items()))
+
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Swap an adapter in.
+
+        Raises:
+            WireError: a name or a shape is not this base's.
+        """
+        missing = [name for name in FUSION_NAMES if name not in adapter]
+        unknown = [n for n in adapter if n.partition("/")[0] not in ("text", "image", "fusion")]
+        if missing or unknown:
+            raise WireError(f"adapter: missing {missing}, unknown {unknown}; of another base?")
+        load_lora_state(self.text.peft, _part(adapter, "text/"))
+        load_lora_state(self.image.peft, _part(adapter, "image/"))
+        try:
+            self.fusion.load_state_dict(_part(adapter, "fusion/"))
+        except RuntimeError as error:
+            raise WireError(f"adapter: fusion: {str(error).splitlines()[-1].strip()}") from None
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters an optimizer moves, in a fixed order."""
+        modules = (self.text.peft, self.image.peft, self.fusion)
+        return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+    @property
+    def digest(self) -> str:
+        """Encoder digest: sha256 over base fingerprint and adapter."""
+        state = hashlib.sha256(self.base.fingerprint.encode())
+        for name, tensor in self.adapter().items():
+            state.update(name.encode() + b"\0" + tensor.numpy().tobytes())
+        return state.hexdigest()
+
+    # -- vectors, with gradients -----------------------------------------------------------------
+
+    def text_vectors(self, texts: TextPrefixes, rows: NDArray[np.int64]) -> Tensor:
+        """Unit vectors (B, D) of the kept texts `rows` (B,)."""
+        hidden, mask = texts.batch(rows)
+        return self.text.suffix(hidden.to(self.device), mask.to(self.device))
+
+    def image_vectors(self, images: ImagePrefixes, rows: NDArray[np.int64]) -> Tensor:
+        """Unit vectors (B, D) of the kept photos `rows` (B,); zero where there is none."""
+        present = torch.from_numpy(images.present[rows]).nonzero().flatten()
+        vectors = torch.zeros(len(rows), self.dim, device=self.device)
+        if len(present) == 0:
+            return vectors
+        hidden = images.batch(rows[present.numpy()]).to(self.device)
+        return vectors.index_copy(0, present.to(self.device), self.image.suffix(hidden))
+
+    def fused(
+        self, text: Tensor, image: Tensor, products: ProductPrefixes, rows: NDArray[np.int64]
+    ) -> Tensor:
+        """Product vectors (B, D) from their text and photo vectors (B, D) each."""
+        has_text = torch.from_numpy(products.has_text[rows]).to(self.device)
+        has_image = torch.from_numpy(products.images.present[rows]).to(self.device)
+        return fuse(text, image, has_text, has_image, self.fusion.gate)
+
+    # -- vectors, without gradients --------------------------------------------------------------
+
+    @torch.inference_mode()
+    def product_matrix(self, products: ProductPrefixes) -> NDArray[np.float32]:
+        """Unit vectors (N, D) of a whole catalog, from its kept activations."""
+        vectors = np.zeros((len(products.has_text), self.dim), dtype=np.float32)
+        for rows in batches_by_length(products.texts.lengths()):
+            text = self.text_vectors(products.texts, rows)
+            image = self.image_vectors(products.images, rows)
+            vectors[rows] = self.fused(text, image, products, rows).cpu().numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def query_matrix(self, queries: TextPrefixes) -> NDArray[np.float32]:
+        """Unit vectors (Q, D) of text queries, from their kept activations."""
+        vectors = np.zeros((len(queries.lengths()), self.dim), dtype=np.float32)
+        for rows in batches_by_length(queries.lengths()):
+            vectors[rows] = self.text_vectors(queries, rows).cpu().numpy()
+        return vectors
+
+    def encode_products(
+        self, texts: Sequence[str | None], images: Sequence[Path | None]
+    ) -> NDArray[np.float32]:
+        """Unit vectors (N, D) of products, computed from scratch.
+
+        Args:
+            texts: N product texts, None where there is none.
+            images: N photos, None where there is none.
+
+        Raises:
+            DataError: a photo cannot be read.
+        """
+        return self._encode(texts, images, self.fusion.gate.detach())
+
+    def encode_queries(
+        self, texts: Sequence[str | None], images: Sequence[Path | None]
+    ) -> NDArray[np.float32]:
+        """Unit vectors (Q, D) of queries; text and photo count equally where both are given."""
+        return self._encode(texts, images, torch.zeros(2, device=self.device))
+
+    @torch.inference_mode()
+    def _encode(
+        self, texts: Sequence[str | None], images: Sequence[Path | None], gate: Tensor
+    ) -> NDArray[np.float32]:
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        lengths = np.array([len(text or "") for text in texts], dtype=np.int64)
+        for rows in batches_by_length(lengths):
+            some_texts = [texts[row] for row in rows]
+            some_images = [images[row] for row in rows]
+            text, has_text = self._encode_texts(some_texts)
+            image, has_image = self._encode_images(some_images)
+            vectors[rows] = fuse(text, image, has_text, has_image, gate).cpu().numpy()
+        return vectors
+
+    def _encode_texts(self, texts: list[str | None]) -> tuple[Tensor, Tensor]:
+        hidden, mask = pad(self.text.prefix([text or "" for text in texts]))
+        vectors = self.text.suffix(hidden.to(self.device), mask.to(self.device))
+        present = [text is not None for text in texts]
+        return vectors, torch.tensor(present, device=self.device)
+
+    def _encode_images(self, paths: list[Path | None]) -> tuple[Tensor, Tensor]:
+        vectors = torch.zeros(len(paths), self.dim, device=self.device)
+        present = torch.tensor([path is not None for path in paths], device=self.device)
+        some = [path for path in paths if path is not None]
+        if some:
+            vectors[present] = self.image.suffix(self.image.prefix(some).to(self.device))
+        return vectors, present
+
+    # -- release files ---------------------------------------------------------------------------
+
+    def save_release_files(self, folder: Path) -> None:
+        """Write text/, image/ (plain peft folders) and fusion.safetensors of a release."""
+        save_lora(self.text.peft, folder / "text", base_name=self.base.text.name)
+        save_lora(self.image.peft, folder / "image", base_name=self.base.image.name)
+        fusion = {k: v.detach().cpu().clone() for k, v in self.fusion.state_dict().items()}
+        save_file(fusion, folder / "fusion.safetensors")
+
+    def load_release(self, folder: Path) -> None:
+        """Swap in the adapter of a verified release folder.
+
+        Raises:
+            ReleaseError: its files hold another base's adapter.
+        """
+        adapter: Adapter = {}
+        for part in ("text", "image"):
+            state = load_file(folder / part / "adapter_model.safetensors")
+            adapter |= {f"{part}/{name}": tensor for name, tensor in state.items()}
+        fusion = load_file(folder / "fusion.safetensors")
+        adapter |= {f"fusion/{name}": tensor for name, tensor in fusion.items()}
+        try:
+            self.load_adapter(adapter)
+        except WireError as error:
+            raise ReleaseError(f"{folder}: {error}; it was made for another base") from None
+
+    @contextmanager
+    def using(self, adapter: Adapter) -> Iterator[None]:
+        """Encode with `adapter` within the context, with the former one again after it."""
+        former = self.adapter()
+        self.load_adapter(adapter)
+        try:
+            yield
+        finally:
+            self.load_adapter(former)
+
+
+def batches_by_length(lengths: NDArray[np.int64], batch: int = BATCH) -> list[NDArray[np.int64]]:
+    """Row numbers in batches of similar length, so that little padding is computed."""
+    order = np.argsort(lengths, kind="stable").astype(np.int64)
+    return [order[start : start + batch] for start in range(0, len(order), batch)]
+
+
+def _part(adapter: Adapter, prefix: str) -> Adapter:
+    return {k.removeprefix(prefix): v for k, v in adapter.items() if k.startswith(prefix)}

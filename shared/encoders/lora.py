@@ -1,0 +1,125 @@
+"""LoRA adapters in the last blocks of a tower, through peft (LoRA: arXiv:2106.09685).
+
+Targets are chosen by module type and place, never by guessing at names: every linear layer and
+every pointwise convolution at or above the cut, squeeze-and-excite gates left out.
+"""
+
+import json
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shared.errors import WireError
+
+
+def lora_targets(model: nn.Module, frozen: Iterable[nn.Module]) -> list[str]:
+    """Names of the layers that get LoRA factors.
+
+    Args:
+        model: the plain tower.
+        frozen: modules below the cut and embeddings; nothing inside them is adapted.
+
+    Returns:
+        Dotted names of linear layers and 1x1 convolutions outside `frozen`, in model order.
+    """
+    below = {id(inner) for module in frozen for inner in module.modules()}
+    below |= {
+        id(inner)
+        for module in model.modules()
+        if type(module).__name__ == "SqueezeExcite"  # timm has two classes of this name
+        for inner in module.modules()
+    }
+    return [
+        name
+        for name, module in model.named_modules()
+        if id(module) not in below and _is_pointwise(module)
+    ]
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.groups == 1
+    return isinstance(module, nn.Linear)
+
+
+def attach_lora(model: Any, targets: list[str], *, rank: int, alpha: int) -> PeftModel:
+    """Freeze `model` and add LoRA factors to `targets`; a fresh adapter changes no output.
+
+    Args:
+        model: the plain tower; it is wrapped, its layers are replaced in place.
+        targets: from `lora_targets`.
+        rank: r of every factor.
+        alpha: scaling is alpha / rank.
+
+    Returns:
+        The peft model around the tower, in eval mode.
+    """
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
+    with warnings.catch_warnings():  # peft 0.21 asks a property that transformers 5 renames
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return get_peft_model(model, config).eval()
+
+
+def reset_lora(model: PeftModel, generator: torch.Generator) -> None:
+    """Fresh factors: A uniform as in peft (Kaiming, a = sqrt 5), B zero.
+
+    Args:
+        model: from `attach_lora`.
+        generator: CPU generator; the same state gives the same factors.
+    """
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            bound = parameter[0].numel() ** -0.5
+            fresh = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.data.copy_(fresh)
+        elif "lora_B" in name:
+            parameter.data.zero_()
+
+
+def lora_state(model: PeftModel) -> dict[str, Tensor]:
+    """Copies of the factors by peft's own names, on the CPU, float32."""
+    state = get_peft_model_state_dict(model)
+    return {name: tensor.detach().cpu().float().clone() for name, tensor in state.items()}
+
+
+def load_lora_state(model: PeftModel, state: dict[str, Tensor]) -> None:
+    """Put factors into the model in place.
+
+    Args:
+        model: from `attach_lora`.
+        state: exactly the names and shapes of `lora_state(model)`.
+
+    Raises:
+        WireError: a name is missing or unknown, or a shape differs.
+    """
+    expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state or name not in expected or state[name].shape != expected[name]:
+            found = tuple(state[name].shape) if name in state else "nothing"
+            wanted = tuple(expected[name]) if name in expected else "nothing"
+            raise WireError(f"adapter: {name}: found {found}, expected {wanted}")
+    set_peft_model_state_dict(model, state)
+
+
+def save_lora(model: PeftModel, folder: Path, *, base_name: str) -> None:
+    """Write the factors in peft's own layout: adapter_config.json, adapter_model.safetensors.
+
+    Args:
+        model: from `attach_lora`.
+        folder: made if missing.
+        base_name: public name of the plain model, for the reader of adapter_config.json.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.peft_config["default"].to_dict()
+    config |= {"base_model_name_or_path": base_name, "inference_mode": True}
+    config["target_modules"] = sorted(config["target_modules"])
+    text = json.dumps(config, indent=2, sort_keys=True, default=str)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+    save_file(lora_state(model), folder / "adapter_model.safetensors")

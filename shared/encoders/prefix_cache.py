@@ -1,0 +1,213 @@
+"""Frozen activations of a list of items, computed once and memory-mapped.
+
+A cache folder is named by what it depends on: base fingerprint, cut and the items' content. Any
+change of those is another folder, so nothing can go stale; a damaged one is found by its digest and
+made again. Values are kept as float16: half the disk, and cosines agree to 1e-3 or better.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.durable import canonical_json, locked, new_folder, set_aside, sha256_file
+from shared.encoders.image import ImageTower
+from shared.encoders.text import TextTower, pad
+
+BATCH = 128
+Progress = Callable[[int, int], None]  # items done, items in all
+
+
+@dataclass(frozen=True)
+class TextPrefixes:
+    """Activations of N texts: rows `offsets[i]:offsets[i + 1]` of `tokens` belong to text i.
+
+    Attributes:
+        tokens: (T, H) float16, memory-mapped.
+        offsets: (N + 1,) int64.
+    """
+
+    tokens: NDArray[np.float16]
+    offsets: NDArray[np.int64]
+
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Padded activations (B, L, H) float32 and mask (B, L) of the texts `rows` (B,)."""
+        spans = [(self.offsets[row], self.offsets[row + 1]) for row in rows]
+        return pad([torch.from_numpy(self.tokens[start:end].copy()) for start, end in spans])
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text, (N,)."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class ImagePrefixes:
+    """Activations of N photos; a row whose photo is missing holds zeros.
+
+    Attributes:
+        maps: (N, ...) float16, memory-mapped.
+        present: (N,) bool.
+    """
+
+    maps: NDArray[np.float16]
+    present: NDArray[np.bool_]
+
+    def batch(self, rows: NDArray[np.int64]) -> Tensor:
+        """Activations (B, ...) float32 of the photos `rows` (B,)."""
+        return torch.from_numpy(self.maps[rows].astype(np.float32))
+
+
+def text_prefixes(
+    cache: Path,
+    tower: TextTower,
+    fingerprint: str,
+    texts: Sequence[str],
+    progress: Progress | None = None,
+) -> TextPrefixes:
+    """Open the kept activations of `texts`, computing them first where they are not kept yet.
+
+    Args:
+        cache: the region's `prefix_cache` folder.
+        tower: computes what is missing.
+        fingerprint: of the base the tower belongs to.
+        texts: N texts, in the order their rows will be asked for.
+        progress: called with (done, N) after every batch.
+    """
+    content = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    key = _key("text", fingerprint, tower.config.adapter_blocks, content)
+
+    def compute(folder: Path) -> None:
+        _compute_texts(folder, tower, texts, progress)
+
+    folder = _kept(cache, f"text-{key}", compute)
+    return TextPrefixes(_open(folder, "data.npy"), _open(folder, "offsets.npy"))
+
+
+def image_prefixes(
+    cache: Path,
+    tower: ImageTower,
+    fingerprint: str,
+    paths: Sequence[Path | None],
+    progress: Progress | None = None,
+) -> ImagePrefixes:
+    """Open the kept activations of photos, computing them first where they are not kept yet.
+
+    Args:
+        cache: the region's `prefix_cache` folder.
+        tower: computes what is missing.
+        fingerprint: of the base the tower belongs to.
+        paths: N photos, None where a product has none.
+        progress: called with (done, number of photos) after every batch.
+
+    Raises:
+        DataError: a photo cannot be read.
+    """
+    content = [hashlib.sha256(path.read_bytes()).hexdigest() if path else "" for path in paths]
+    key = _key("image", fingerprint, tower.config.adapter_blocks, content)
+
+    def compute(folder: Path) -> None:
+        _compute_images(folder, tower, paths, progress)
+
+    folder = _kept(cache, f"image-{key}", compute)
+    return ImagePrefixes(_open(folder, "data.npy"), np.array([path is not None for path in paths]))
+
+
+def _compute_texts(
+    folder: Path, tower: TextTower, texts: Sequence[str], progress: Progress | None
+) -> None:
+    lengths = np.array([len(ids) for ids in _token_ids(tower, texts)], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    np.save(folder / "offsets.npy", offsets, allow_pickle=False)
+    order = np.argsort(lengths, kind="stable")  # equal lengths together: no padding computed
+    data: NDArray[np.float16] | None = None
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        for row, hidden in zip(rows, tower.prefix([texts[i] for i in rows]), strict=True):
+            if data is None:
+                data = _new_array(folder, (int(offsets[-1]), hidden.shape[1]))
+            data[offsets[row] : offsets[row + 1]] = hidden.numpy()
+        if progress:
+            progress(min(start + BATCH, len(order)), len(order))
+    if data is None:
+        data = _new_array(folder, (0, 1))
+    data.flush()  # type: ignore[attr-defined]
+
+
+def _token_ids(tower: TextTower, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    config = tower.config
+    padding = "max_length" if config.pad_to_max else False
+    options = {"padding": padding, "truncation": True, "max_length": config.max_tokens}
+    ids: list[list[int]] = tower.tokenizer(list(texts), **options)["input_ids"]
+    return ids
+
+
+def _compute_images(
+    folder: Path, tower: ImageTower, paths: Sequence[Path | None], progress: Progress | None
+) -> None:
+    present = [row for row, path in enumerate(paths) if path is not None]
+    data: NDArray[np.float16] | None = None
+    for start in range(0, len(present), BATCH):
+        rows = present[start : start + BATCH]
+        hidden = tower.prefix([path for path in (paths[row] for row in rows) if path])
+        if data is None:
+            data = _new_array(folder, (len(paths), *hidden.shape[1:]))
+        data[rows] = hidden.numpy()
+        if progress:
+            progress(min(start + BATCH, len(present)), len(present))
+    if data is None:
+        data = _new_array(folder, (len(paths), 1))
+    data.flush()  # type: ignore[attr-defined]
+
+
+def _new_array(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:
+    if 0 in shape:  # an empty file cannot be mapped
+        np.save(folder / "data.npy", np.zeros(shape, np.float16), allow_pickle=False)
+        return np.lib.format.open_memmap(folder / "data.npy", mode="c")
+    return np.lib.format.open_memmap(folder / "data.npy", "w+", np.float16, shape)
+
+
+def _key(kind: str, fingerprint: str, adapter_blocks: int, content: Sequence[str]) -> str:
+    parts = json.dumps([kind, fingerprint, adapter_blocks, list(content)])
+    return hashlib.sha256(parts.encode()).hexdigest()[:24]
+
+
+def _kept(cache: Path, name: str, compute: Callable[[Path], None]) -> Path:
+    """The cache folder `name`, whole and verified; computed beside and renamed if it is not."""
+    folder = cache / name
+    with locked(cache):
+        if _is_whole(folder):
+            return folder
+        if folder.exists():
+            set_aside(folder)
+        with new_folder(folder) as made:
+            compute(made)
+            (made / "DIGESTS.json").write_bytes(canonical_json(_digests(made)))
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        expected = json.loads((folder / "DIGESTS.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    return bool(expected == _digests(folder))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("*.npy"))
+    return {path.name: sha256_file(path) for path in files}
+
+
+def _open(folder: Path, name: str) -> Any:
+    path = folder / name
+    mode: Literal["r"] | None = "r" if path.stat().st_size > 256 else None  # empty: no mapping
+    return np.load(path, mmap_mode=mode, allow_pickle=False)

@@ -1,0 +1,161 @@
+"""Ranking metrics: how good is an ordered list of products, given judged ones?
+
+Every table, the release gate and early stopping count with these few functions, so that all methods
+are measured alike. They are pure numpy, work on all queries at once and return one value a query:
+means, worst regions and paired differences are the caller's business. The numbers equal those of
+ranx (`ndcg_burges`, `recall`, `mrr`), which a test holds; ranx itself compiles for half a minute
+and so is only a development dependency.
+
+A ranking is an int64 matrix (Q, K) of catalog row numbers, best first, padded with -1. Relevance is
+one `(rows, grades)` pair a query; a row occurs at most once in it, and grade 0 means judged and not
+relevant. A query with nothing relevant scores 0 by every metric, as in ranx; `has_relevant` says
+which those are, so that a table can leave them out and count them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+Scores = NDArray[np.float64]
+Qrels = Sequence[tuple[Rows, NDArray[np.integer]]]
+
+UNJUDGED = -1
+RELEVANT_GRADE = 1  # ranx's rel_lvl: this grade and above count as relevant
+
+
+def has_relevant(qrels: Qrels) -> NDArray[np.bool_]:
+    """Whether each query has anything relevant at all, (Q,)."""
+    return _num_relevant(qrels) > 0
+
+
+def grades_of(ranked: Rows, qrels: Qrels) -> NDArray[np.int64]:
+    """Look up the grade of every ranked product.
+
+    Args:
+        ranked: row numbers, best first, padded with -1, (Q, K).
+        qrels: `(rows, grades)` of each query, length Q.
+
+    Returns:
+        Grades, (Q, K); -1 where unjudged or padding.
+    """
+    keys, grades = _flat_qrels(ranked, qrels)
+    if keys.size == 0:
+        return np.full(ranked.shape, UNJUDGED, dtype=np.int64)
+    wanted = _keys(np.arange(len(ranked))[:, None], ranked, _stride(ranked, qrels))
+    place = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
+    found = (keys[place] == wanted) & (ranked >= 0)
+    return np.where(found, grades[place], UNJUDGED)
+
+
+def ndcg_at_k(ranked: Rows, qrels: Qrels, *, k: int) -> Scores:
+    """Discounted gain over the best possible, gain (2^grade - 1) / log2(rank + 1).
+
+    This is nDCG in the form of Burges et al. 2005, ranx's `ndcg_burges`. The ideal list holds the
+    k best judged products, whether or not they could be ranked.
+
+    Args:
+        ranked: row numbers, best first, padded with -1, (Q, K).
+        qrels: `(rows, grades)` of each query, length Q.
+        k: how many ranks count, >= 1.
+
+    Returns:
+        One value in [0, 1] a query, (Q,).
+    """
+    return _ndcg(grades_of(ranked[:, :k], qrels), qrels, k)
+
+
+def ndcg_judged_at_k(ranked: Rows, qrels: Qrels, *, k: int) -> Scores:
+    """`ndcg_at_k` after unjudged products are taken out of the ranking (Sakai 2007, condensed).
+
+    Judgments pooled from one kind of method favour that kind, since what others find is unjudged
+    and counts as irrelevant; here it does not count at all. The cut at k comes after the removal,
+    so `ranked` should be much deeper than k.
+    """
+    grades = grades_of(ranked, qrels)
+    judged_first = np.argsort(grades == UNJUDGED, axis=1, kind="stable")
+    return _ndcg(np.take_along_axis(grades, judged_first, axis=1)[:, :k], qrels, k)
+
+
+def recall_at_k(ranked: Rows, qrels: Qrels, *, k: int) -> Scores:
+    """Share of all relevant products (grade >= 1) that are among the first k, (Q,).
+
+    The divisor is every relevant product, not min(k, relevant): with more than k relevant products
+    1 cannot be reached. So does ranx's `recall`.
+    """
+    hits = (grades_of(ranked[:, :k], qrels) >= RELEVANT_GRADE).sum(axis=1)
+    return _quotient(hits, np.maximum(_num_relevant(qrels), 1))
+
+
+def mrr_at_k(ranked: Rows, qrels: Qrels, *, k: int) -> Scores:
+    """1 / rank of the first relevant product (grade >= 1) within k, else 0, (Q,)."""
+    relevant = grades_of(ranked[:, :k], qrels) >= RELEVANT_GRADE
+    reciprocal = _quotient(relevant, np.arange(1, relevant.shape[1] + 1))
+    best: Scores = reciprocal.max(axis=1, initial=0.0)
+    return best
+
+
+def judged_at_k(ranked: Rows, qrels: Qrels, *, k: int) -> Scores:
+    """Share of the products shown within k that are judged at all, any grade, (Q,).
+
+    Where a list is shorter than k, its length divides; an empty list scores 0. A low value says
+    that nDCG over all products says little about this method.
+    """
+    judged = (grades_of(ranked[:, :k], qrels) != UNJUDGED).sum(axis=1)
+    return _quotient(judged, np.maximum((ranked[:, :k] >= 0).sum(axis=1), 1))
+
+
+def _quotient(part: NDArray[Any], whole: NDArray[np.int64]) -> Scores:
+    quotient: Scores = part / whole
+    return quotient
+
+
+def _ndcg(grades: NDArray[np.int64], qrels: Qrels, k: int) -> Scores:
+    """DCG of ranked grades (Q, <=k) over the DCG of the best possible list."""
+    ideal = _dcg(_ideal_grades(qrels, k))
+    return _dcg(grades) / np.where(ideal > 0, ideal, 1.0)
+
+
+def _dcg(grades: NDArray[np.int64]) -> Scores:
+    """Discounted cumulative gain of each row of grades; -1 gains nothing."""
+    gains = np.exp2(np.maximum(grades, 0)) - 1.0  # (Q, K)
+    discounts = np.log2(np.arange(2, grades.shape[1] + 2))  # (K,)
+    scores: Scores = (gains / discounts).sum(axis=1)
+    return scores
+
+
+def _ideal_grades(qrels: Qrels, k: int) -> NDArray[np.int64]:
+    """The k highest grades of each query, descending, padded with 0, (Q, k)."""
+    ideal = np.zeros((len(qrels), k), dtype=np.int64)
+    for line, (_, grades) in zip(ideal, qrels, strict=True):
+        best = np.sort(grades)[::-1][:k]
+        line[: len(best)] = best
+    return ideal
+
+
+def _num_relevant(qrels: Qrels) -> NDArray[np.int64]:
+    counts = [np.count_nonzero(grades >= RELEVANT_GRADE) for _, grades in qrels]
+    return np.asarray(counts, dtype=np.int64)
+
+
+def _flat_qrels(ranked: Rows, qrels: Qrels) -> tuple[Rows, NDArray[np.int64]]:
+    """All judgments as one sorted key array with their grades."""
+    lengths = [len(rows) for rows, _ in qrels]
+    assert len(lengths) == len(ranked), "one (rows, grades) pair a ranked query"
+    rows = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in qrels)])
+    grades = np.concatenate([np.empty(0, np.int64), *(grades for _, grades in qrels)])
+    keys = _keys(np.repeat(np.arange(len(qrels)), lengths), rows, _stride(ranked, qrels))
+    order = np.argsort(keys)
+    return keys[order], grades[order].astype(np.int64)
+
+
+def _keys(query: Rows, row: Rows, stride: int) -> Rows:
+    return query * stride + row + 1  # + 1: the padding -1 must not reach the query before
+
+
+def _stride(ranked: Rows, qrels: Qrels) -> int:
+    """More than any row number in sight, so that a key names one query and one row."""
+    tops = [int(rows.max()) for rows, _ in qrels if len(rows)]
+    return max([int(ranked.max(initial=0)), *tops]) + 2

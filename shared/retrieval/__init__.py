@@ -1,0 +1,1 @@
+"""Finding products: the vector index, the lexical index, and what they look like on disk."""

@@ -1,0 +1,162 @@
+"""What a federation is compared with: each region alone, and all data in one place.
+
+The same training code, examples, number of passes and learning rates as in the federation, round
+by round; only the averaging is missing. Pooling is allowed in a simulation only.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from client.clicks import Examples
+from client.evaluation import mean_over
+from client.training import OnStep, TrainingData, train
+from client.worker import Worker
+from server.history import History, RoundRecord
+from shared.adapter import Adapter
+from shared.config import FederationConfig
+from shared.encoders.encoder import Encoder, ProductPrefixes
+from shared.encoders.prefix_cache import ImagePrefixes, TextPrefixes
+
+OnRound = Callable[[RoundRecord], None]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One training set, and the regions whose validation clicks stop it.
+
+    Attributes:
+        name: what the seed and the folder are named by.
+        data: what is trained on.
+        workers: measured after every pass.
+    """
+
+    name: str
+    data: TrainingData
+    workers: Sequence[Worker]
+
+
+def train_alone(
+    pool: Pool,
+    encoder: Encoder,
+    config: FederationConfig,
+    history: History,
+    *,
+    on_step: OnStep | None = None,
+    on_round: OnRound | None = None,
+) -> None:
+    """Train on one pool for as many rounds as the federation has, keeping every round.
+
+    Args:
+        pool: see `Pool`.
+        encoder: the resident encoder.
+        config: of the federation; its rounds, passes and learning rates are used.
+        history: where rounds are kept; complete ones are not repeated.
+        on_step: called with (steps done, steps in all) of a round.
+        on_round: called with every finished round.
+    """
+    done = history.rounds()
+    first = done[-1].round + 1 if done else 0
+    for number in range(first, config.num_rounds + 1):
+        encoder.load_adapter(history.adapter(max(number - 1, 0)))
+        record = RoundRecord(
+            number, cohort=[worker.region.config.region for worker in pool.workers]
+        )
+        if number > 0:
+            seed = [config.seed, number, *pool.name.encode()]
+            settings = config.train_config(number)
+            record.loss = train(encoder, pool.data, settings, seed=seed, on_step=on_step)
+        adapter = encoder.adapter()
+        record.validation = validate(pool.workers, adapter)
+        history.append(record, adapter)
+        if on_round:
+            on_round(record)
+
+
+def validate(workers: Sequence[Worker], adapter: Adapter) -> dict[str, dict[str, float]]:
+    """Validation metrics of an adapter in each region, by its name."""
+    return {worker.region.config.region: worker.evaluate(adapter)[1] for worker in workers}
+
+
+def pooled_data(workers: Sequence[Worker]) -> TrainingData:
+    """All regions' examples over all regions' catalogs, one behind the other.
+
+    The same query text in two regions is one query; a product stays its region's own.
+    """
+    parts = [worker.training_data for worker in workers]
+    starts = np.cumsum([0, *(part.examples.num_products for part in parts)])
+    queries = sorted({query for part in parts for query in part.examples.queries})
+    examples = _pooled_examples(parts, starts, {query: row for row, query in enumerate(queries)})
+    prefixes = workers[0].query_prefixes(queries)
+    return TrainingData(examples, prefixes, pooled_products([part.products for part in parts]))
+
+
+def _pooled_examples(
+    parts: Sequence[TrainingData], starts: np.ndarray, row_of: Mapping[str, int]
+) -> Examples:
+    total = int(starts[-1])
+    query_index, product_row, weight, positives = [], [], [], []
+    for part, start in zip(parts, starts[:-1], strict=True):
+        examples = part.examples
+        to_pool = np.array([row_of[query] for query in examples.queries], dtype=np.int64)
+        query_index.append(to_pool[examples.query_index])
+        product_row.append(examples.product_row + start)
+        weight.append(examples.weight)
+        query, row = np.divmod(examples.positives, examples.num_products)
+        positives.append(to_pool[query] * total + row + start)
+    return Examples(
+        queries=list(row_of),
+        query_index=np.concatenate(query_index),
+        product_row=np.concatenate(product_row),
+        weight=np.concatenate(weight),
+        positives=np.sort(np.concatenate(positives)),
+        num_products=total,
+    )
+
+
+def pooled_products(parts: Sequence[ProductPrefixes]) -> ProductPrefixes:
+    """Catalogs one behind the other."""
+    texts, images = [part.texts for part in parts], [part.images for part in parts]
+    starts = np.cumsum([0, *(text.offsets[-1] for text in texts)])
+    offsets = [text.offsets[:-1] + start for text, start in zip(texts, starts, strict=False)]
+    maps = [image.maps for image in images]
+    shape = max((part.shape[1:] for part in maps), key=len)  # of a region that has photos
+    whole = [
+        part if part.shape[1:] == shape else np.zeros((len(part), *shape), np.float16)
+        for part in maps
+    ]
+    return ProductPrefixes(
+        TextPrefixes(
+            np.concatenate([text.tokens for text in texts]),
+            np.concatenate([*offsets, starts[-1:]]).astype(np.int64),
+        ),
+        ImagePrefixes(np.concatenate(whole), np.concatenate([i.present for i in images])),
+        np.concatenate([part.has_text for part in parts]),
+    )
+
+
+def best_adapter(history: History) -> Adapter:
+    """The adapter of the round that is best on validation clicks."""
+    return history.adapter(history.best_round())
+
+
+def local_pools(workers: Sequence[Worker]) -> list[Pool]:
+    """Each region alone, stopped on its own validation clicks."""
+    return [Pool(w.region.config.region, w.training_data, [w]) for w in workers]
+
+
+def central_pool(workers: Sequence[Worker]) -> Pool:
+    """All regions together, stopped on the mean of their validation clicks."""
+    return Pool("centralized", pooled_data(workers), workers)
+
+
+def mean_validation(record: RoundRecord) -> dict[str, float]:
+    """Unweighted mean over regions of a round's validation metrics."""
+    return mean_over(list(record.validation.values()))
+
+
+def baselines_folder(run: Path, name: str) -> Path:
+    """Where a baseline's rounds are kept."""
+    return run / "baselines" / name

@@ -1,0 +1,128 @@
+"""The command `fedshelf simulate`. Heavy imports happen only when it runs."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(help="Whole federations on one machine.")
+
+
+@app.command()
+def simulate(
+    data: Annotated[str, typer.Option(help="synthetic, fashion:DIR or icecat:DIR.")] = "synthetic",
+    regions: Annotated[int, typer.Option(min=1, max=100, help="How many regions.")] = 4,
+    partition: Annotated[
+        str | None,
+        typer.Option(help="A catalog column or dirichlet:ALPHA; the data's own if not given."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of federated averaging.")] = 8,
+    preset: Annotated[str, typer.Option(help="Base: starter, tiny or siglip2-base.")] = "starter",
+    engine: Annotated[
+        str, typer.Option(help="local (this process) or flower (Flower's simulation engine).")
+    ] = "local",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of every choice.")] = 7,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads; all cores if not given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; runs/DATA-SEED if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
+) -> None:
+    """Federate simulated store regions, from click logs to search results and a report."""
+    _check_choices(preset, engine, device)
+    run = out or Path("runs", f"{data.partition(':')[0]}-{seed}")
+    if threads is None:
+        threads = len(os.sched_getaffinity(0))
+    fields = {"data": data, "regions": regions, "partition": partition, "rounds": rounds}
+    fields |= {"preset": preset, "engine": engine, "device": device, "seed": seed}
+    result = _run(run, {**fields, "threads": threads})
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        _print_result(result, run)
+
+
+def _check_choices(preset: str, engine: str, device: str) -> None:
+    """Refuse a wrong word as a usage error, before seconds of imports."""
+    choices = {
+        "--preset": (preset, ("starter", "tiny", "siglip2-base")),
+        "--engine": (engine, ("local", "flower")),
+        "--device": (device, ("auto", "cpu", "cuda")),
+    }
+    for option, (value, allowed) in choices.items():
+        if value not in allowed:
+            message = f'"{value}" is unknown; choose one of {", ".join(allowed)}'
+            raise typer.BadParameter(message, param_hint=option)
+
+
+def _run(run: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    from rich.console import Console
+
+    from simulations.progress import RunProgress
+    from simulations.run import Options, simulate
+
+    progress = RunProgress(Console(stderr=True))
+    try:
+        with progress.running():
+            return simulate(Options(**fields), run, progress)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"interrupted; what is complete is kept in {run}. "
+            "Give the same command again to go on.",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+
+
+def _print_result(result: dict[str, Any], run: Path) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_table(result))
+    if result["union"]:
+        console.print(_union_table(result["union"]))
+    release = result["release"]
+    console.print(
+        f"release {release['number']}, encoder {release['encoder_digest'][:12]}; "
+        f"clicks come from a click model\nreport: {run / 'report.html'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    region = result["regions"][0]["name"]
+    console.print(
+        f'try: fedshelf search --region {run / "regions" / region} "red leather ankle boots"',
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _table(result: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    table = Table("nDCG@10 on test queries", title=f"{result['data']}, seed {result['seed']}")
+    for region in result["regions"]:
+        table.add_column(region["name"], justify="right")
+    table.add_column("mean", justify="right", style="bold")
+    table.add_column("worst", justify="right")
+    for method, mean in result["mean"].items():
+        cells = [region["rows"][method].get("ndcg@10") for region in result["regions"]]
+        cells += [mean["ndcg@10"], result["worst"][method]["ndcg@10"]]
+        table.add_row(method, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
+    return table
+
+
+def _union_table(union: dict[str, dict[str, float]]) -> "Table":
+    from rich.table import Table
+
+    table = Table("human judgments, union of catalogs", "nDCG@10", "judged only", "judged@10")
+    for method, row in union.items():
+        table.add_row(method, *(f"{row[key]:.3f}" for key in row))
+    return table

@@ -1,0 +1,170 @@
+"""Two engines for the same two apps: in this process, or under Flower's own simulation engine.
+
+Both put simulated node i on the i-th sorted region folder of the run and hand both apps the same
+run config, so for one seed they end with the same adapter. `local` keeps one resident encoder in
+this process; `flower` starts Ray, whose workers each load their own.
+"""
+
+import copy
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.task_identity import TaskIdentity
+
+from shared.config import RUN_CONFIG_VARIABLE
+from shared.errors import ConfigError
+
+ENGINES = ("local", "flower")
+FLOWER_ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+_FIRST_NODE_ID = 2  # 1 is the server's
+
+
+class LocalGrid(Grid):
+    """A Flower grid in this process: a pushed message is answered at once by the ClientApp.
+
+    Args:
+        client_app: answers for every node.
+        num_nodes: simulated nodes; node i gets `partition-id` i.
+        run_config: what both apps see as their run config.
+    """
+
+    def __init__(
+        self, client_app: ClientApp, num_nodes: int, run_config: Mapping[str, Any]
+    ) -> None:
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+        self._app, self._replies = client_app, dict[str, Message]()
+        self._contexts = {
+            _FIRST_NODE_ID + number: Context(
+                run_id=1,
+                node_id=_FIRST_NODE_ID + number,
+                node_config={"partition-id": number, "num-partitions": num_nodes},
+                state=RecordDict(),
+                run_config=dict(run_config),
+            )
+            for number in range(num_nodes)
+        }
+
+    def set_run(self, run: Any) -> None:
+        """Flower's way to say which run this is; here there is one."""
+
+    @property
+    def run(self) -> Any:
+        """The one run."""
+        return SimpleNamespace(run_id=1)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message to a node (Flower's older way to make one)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All simulated nodes."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Answer each message now; replies wait to be pulled."""
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = name = str(uuid.uuid4())
+            ids.append(name)
+            self._replies[name] = self._answer(message)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies to the given messages, each once."""
+        return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push and pull at once; nothing here can time out."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _answer(self, message: Message) -> Message:
+        context = self._contexts[message.metadata.dst_node_id]
+        try:
+            return self._app(copy.deepcopy(message), context)
+        except Exception as error:  # as Flower does: a failing ClientApp is an error reply
+            return Message(Error(code=2, reason=type(error).__name__), reply_to=message)
+
+
+def run_engine(engine: str, run_config: Mapping[str, Any], *, num_regions: int) -> None:
+    """Run the federation to its end.
+
+    Args:
+        engine: "local" or "flower".
+        run_config: for both apps; names the run's folder.
+        num_regions: simulated nodes.
+
+    Raises:
+        ConfigError: no such engine.
+        FederationError: the run could not go on.
+    """
+    from client.app import app as client_app
+    from server.app import app as server_app
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    if engine == "local":
+        _run_local(server_app, client_app, run_config, num_regions)
+    elif engine == "flower":
+        _run_flower(server_app, client_app, run_config, num_regions)
+    else:
+        raise ConfigError(f'engine "{engine}" is unknown; choose one of {", ".join(ENGINES)}')
+
+
+def _run_local(
+    server_app: ServerApp, client_app: ClientApp, run_config: Mapping[str, Any], nodes: int
+) -> None:
+    grid = LocalGrid(client_app, nodes, run_config)
+    context = Context(
+        run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config)
+    )
+    server_app(grid=grid, context=context)
+
+
+def _run_flower(
+    server_app: ServerApp, client_app: ClientApp, run_config: Mapping[str, Any], nodes: int
+) -> None:
+    """Flower's Python API passes no run config on, so it goes through the environment."""
+    from flwr.simulation import run_simulation
+
+    resources: dict[str, Any] = {
+        "client_resources": {"num_cpus": os.cpu_count() or 1, "num_gpus": 0.0}
+    }
+    with _environment({**FLOWER_ENVIRONMENT, RUN_CONFIG_VARIABLE: json.dumps(dict(run_config))}):
+        run_simulation(server_app, client_app, nodes, backend_config=resources)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,281 @@
+"""From a data source to region folders: exactly what real regions would bring, and nothing else.
+
+After this stage the rest of the run uses only the region folders. Order matters: the click model
+shows what rankers find, one ranker is the untrained base, and the base is aligned on photos that
+belong to no region.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from client.region import product_texts
+from server.releases import generate_signing_key
+from shared.durable import canonical_json, replace_file
+from shared.encoders.base import BaseInfo
+from shared.encoders.encoder import Encoder, ProductPrefixes
+from shared.encoders.prefix_cache import image_prefixes, text_prefixes
+from shared.encoders.presets import PublicSlice, cache_root, find_preset, make_base
+from shared.errors import FederationError
+from shared.retrieval.index import build_index, search_index
+from shared.retrieval.lexical import LexicalIndex, language_of
+from shared.schema import BaseConfig, DataConfig, RegionConfig
+from simulations.clickmodel import simulate_clicks
+from simulations.datasets.load import load_source
+from simulations.datasets.source import Query, Source
+from simulations.partition import partition, region_names
+from simulations.progress import RunProgress
+from simulations.queries import cold_mask, localize, split_queries
+from simulations.regions import (
+    rows_of,
+    write_catalog,
+    write_clicks,
+    write_qrels,
+    write_region_toml,
+)
+
+RANKER_DEPTH = 50  # candidates a ranker hands the click model
+REQUESTS_PER_PRODUCT = 2.0
+MAX_PROBLEMS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class World:
+    """What later stages must know of the data beyond the region folders.
+
+    Attributes:
+        data: "synthetic", "fashion" or "icecat".
+        fingerprint: of the base.
+        release_key: public key of the release signer, hex.
+        left_out: test queries without anything relevant in a region's catalog, by region.
+        problems: rows and photos left out on import, one line each.
+        judged: whether `judged.parquet` holds human judgments for the union table.
+    """
+
+    data: str
+    fingerprint: str
+    release_key: str
+    left_out: dict[str, int]
+    problems: list[str]
+    judged: bool
+
+
+def prepare(
+    run: Path,
+    *,
+    data: str,
+    regions: int,
+    rule: str | None,
+    preset: str,
+    device: str,
+    seed: int,
+    progress: RunProgress,
+) -> World:
+    """Make the region folders, the base and the signing key of a run; once.
+
+    Args:
+        run: the run's folder.
+        data: as `--data` takes it.
+        regions: how many.
+        rule: as `--partition` takes it, or None for the source's own.
+        preset: of the base.
+        device: for every region.
+        seed: of every choice.
+        progress: told what is going on.
+
+    Returns:
+        What later stages need; kept in `world.json`, whose presence says this stage is complete.
+    """
+    path = run / "world.json"
+    if path.is_file():
+        return _read_world(path)
+    for leftover in ("regions", "headquarters", "base"):
+        shutil.rmtree(run / leftover, ignore_errors=True)
+    names = region_names(regions)
+    with progress.stage("data", f"Data: {data}"):
+        source = load_source(
+            data,
+            regions=names,
+            seed=seed,
+            folder=cache_root() / "photos",
+            progress=progress.bar("drawing photos"),
+        )
+        for problem in source.problems[:MAX_PROBLEMS_SHOWN]:
+            progress.line(problem)
+        if len(source.problems) > MAX_PROBLEMS_SHOWN:
+            progress.line(f"... and {len(source.problems) - MAX_PROBLEMS_SHOWN} more problems")
+        region_of = partition(
+            source.products, rule=rule or source.partition, regions=regions, seed=seed
+        )
+        for name in names:
+            rows = rows_of(region_of, name)
+            write_catalog(run / "regions" / name, source.products[rows])
+            progress.line(f"region {name}: {len(rows)} products")
+    with progress.stage("base", f"Base: {preset}"):
+        encoder = _make_base(run, source, preset, device, progress)
+    with progress.stage("clicks", "Click logs"):
+        world = _write_logs(run, source, region_of, encoder, device, seed, progress)
+    replace_file(path, canonical_json(asdict(world)))
+    return world
+
+
+def _read_world(path: Path) -> World:
+    try:
+        return World(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise FederationError(f"{path}: damaged; remove the run folder and start again") from None
+
+
+def _make_base(
+    run: Path, source: Source, preset: str, device: str, progress: RunProgress
+) -> Encoder:
+    from client.worker import resident_encoder
+
+    photos = source.public.drop_nulls("image")
+    public = PublicSlice(photos["title"].to_list(), [Path(p) for p in photos["image"].to_list()])
+    report = progress.bar("aligning the image tower")
+    cached, info = make_base(find_preset(preset), public, seed=0, progress=report)
+    _link_tree(cached, run / "base")
+    progress.line(f"base {info.fingerprint[:12]}, {len(public.titles)} public photos")
+    return resident_encoder(run / "base", device=device, fingerprint=info.fingerprint)
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Copy a folder whose files nobody changes in place: by hard links where that is possible."""
+
+    def place(here: str, there: str) -> None:
+        try:
+            os.link(here, there)
+        except OSError:
+            shutil.copyfile(here, there)
+
+    shutil.copytree(source, target, copy_function=place)
+
+
+def _write_logs(
+    run: Path,
+    source: Source,
+    region_of: Sequence[str],
+    encoder: Encoder,
+    device: str,
+    seed: int,
+    progress: RunProgress,
+) -> World:
+    seen, test = split_queries(source.queries)
+    key = run / "headquarters" / "signing.key"
+    release_key = generate_signing_key(key)
+    left_out = {}
+    for number, name in enumerate(sorted(set(region_of))):
+        folder, rows = run / "regions" / name, rows_of(region_of, name)
+        local = [
+            localize(part, rows, num_products=len(region_of), region=name) for part in (seen, test)
+        ]
+        clicks = _clicks(folder, source, local[0], encoder, [seed, number], progress)
+        write_clicks(folder, clicks)
+        ids = source.products["product_id"][rows].to_list()
+        left_out[name] = write_qrels(folder, local[1], ids)
+        config = _region_config(name, source, encoder.base, release_key, device)
+        write_region_toml(folder, config)
+        progress.line(f"region {name}: {int(clicks['clicked'].sum())} clicks")
+    if source.judged is not None:
+        source.judged.write_parquet(run / "judged.parquet")
+    return World(
+        data=source.name,
+        fingerprint=encoder.base.fingerprint,
+        release_key=release_key,
+        left_out=left_out,
+        problems=source.problems,
+        judged=source.judged is not None,
+    )
+
+
+def _region_config(
+    name: str, source: Source, base: BaseInfo, release_key: str, device: str
+) -> RegionConfig:
+    return RegionConfig.model_validate(
+        {
+            "region": name,
+            "locale": source.locales.get(name, "en"),
+            "device": device,
+            "base": BaseConfig(
+                path="../../base",
+                fingerprint=base.fingerprint,
+                release_key=release_key,
+                releases="../../headquarters/releases",
+            ),
+            "data": DataConfig.model_validate(
+                {"qrels": "qrels.parquet", "text_fields": source.text_fields}
+            ),
+        }
+    )
+
+
+def _clicks(
+    folder: Path,
+    source: Source,
+    queries: list[Query],
+    encoder: Encoder,
+    seed: list[int],
+    progress: RunProgress,
+) -> pl.DataFrame:
+    """The region's click log, from lists that BM25 and the untrained base would show."""
+    catalog = pl.read_parquet(folder / "catalog.parquet")
+    texts = product_texts(catalog, source.text_fields)
+    language = language_of(source.locales.get(folder.name, "en"))
+    words = [query.text for query in queries]
+    depth = min(RANKER_DEPTH, catalog.height)
+    lexical = LexicalIndex.build(texts, language=language)
+    rankings = {
+        "bm25": lexical_rows(lexical, words, depth),
+        "dense": _dense_rows(folder, catalog, texts, words, encoder, depth, progress),
+    }
+    return simulate_clicks(
+        queries,
+        rankings,
+        catalog["product_id"].to_list(),
+        np.flatnonzero(~cold_mask(catalog["title"].to_list())),
+        requests=round(REQUESTS_PER_PRODUCT * catalog.height),
+        seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
+        prefix=f"{folder.name}-",
+    )
+
+
+def lexical_rows(index: LexicalIndex, queries: Sequence[str], k: int) -> NDArray[np.int64]:
+    """BM25's k best rows of every query, (Q, k), -1 where it finds fewer."""
+    ranked = np.full((len(queries), k), -1, dtype=np.int64)
+    for number, query in enumerate(queries):
+        rows, _ = index.search(query, k)
+        ranked[number, : len(rows)] = rows
+    return ranked
+
+
+def _dense_rows(
+    folder: Path,
+    catalog: pl.DataFrame,
+    texts: list[str],
+    queries: list[str],
+    encoder: Encoder,
+    depth: int,
+    progress: RunProgress,
+) -> NDArray[np.int64]:
+    """The untrained base's best rows; what is computed for it stays in the region's cache."""
+    cache, fingerprint = folder / "state" / "prefix_cache", encoder.base.fingerprint
+    paths = [folder / "images" / name if name else None for name in catalog["image"].to_list()]
+    bar = progress.bar
+    name = folder.name
+    products = ProductPrefixes(
+        text_prefixes(cache, encoder.text, fingerprint, texts, bar(f"{name}: texts")),
+        image_prefixes(cache, encoder.image, fingerprint, paths, bar(f"{name}: photos")),
+        np.array([bool(text) for text in texts]),
+    )
+    encoder.reset(seed=0)
+    index = build_index(encoder.product_matrix(products))
+    vectors = encoder.query_matrix(text_prefixes(cache, encoder.text, fingerprint, queries))
+    return search_index(index, vectors, depth)[1]

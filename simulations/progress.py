@@ -1,0 +1,78 @@
+"""Progress of a long run on the terminal: one bar for what is going on, one line for what is done.
+
+Goes to standard error, so that `--json` leaves standard output to the result.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+Report = Callable[[int, int], None]  # done, total
+
+
+class RunProgress:
+    """Bars, lines and stage times of one run.
+
+    Args:
+        console: where it goes.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = {}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bars = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+        self._task = self._bars.add_task("", total=None, visible=False)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Show bars within the context, and the lines that headquarters and regions log."""
+        handler = _Lines(self.console)
+        logger = logging.getLogger("fedshelf")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        try:
+            with self._bars:
+                yield
+        finally:
+            logger.removeHandler(handler)
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[None]:
+        """Time a stage and say that it began."""
+        self.console.print(f"[bold]{title}[/bold]")
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + elapsed, 2)
+            self._bars.update(self._task, visible=False)
+
+    def line(self, text: str) -> None:
+        """Print one line above the bars."""
+        self.console.print(f"  {text}", markup=False, highlight=False)
+
+    def bar(self, title: str) -> Report:
+        """A callback that shows `title` with a bar."""
+
+        def report(done: int, total: int) -> None:
+            self._bars.update(
+                self._task, description=f"  {title}", completed=done, total=total, visible=True
+            )
+
+        return report
+
+
+class _Lines(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        self._console.print(f"  {record.getMessage()}", style=style, markup=False, highlight=False)

@@ -1,0 +1,506 @@
+"""Write `report.html`: one page on which a run can be judged, by someone who did not run it.
+
+The page is self-contained (styles, charts and photos are in the file; nothing is fetched, which a
+content security policy in it enforces), so it can be mailed, archived and opened years later. This
+file turns figures into geometry and words; `templates/report.html.j2` alone knows markup. All text
+passes through Jinja's escaping, since titles and queries are data.
+"""
+
+import base64
+import io
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from shared.durable import replace_file
+
+METHODS = {
+    "random": ("random", "products in random order"),
+    "bm25": ("BM25", "words only, no training"),
+    "zero_shot": ("zero-shot", "the base as it is: text and photo, no training"),
+    "local_only": ("local only", "each region trains alone on its own clicks"),
+    "federated": ("federated", "regions train together; only adapters travel"),
+    "centralized": ("centralized", "all clicks pooled in one place: what federation avoids"),
+}
+METRICS = {"ndcg@10": "nDCG@10", "recall@10": "recall@10", "mrr@10": "MRR@10"}
+UNION_METRICS = {
+    "ndcg@10": "nDCG@10",
+    "ndcg@10_judged": "nDCG@10, judged only",
+    "judged@10": "judged@10",
+}
+NOT_DEPLOYABLE = "centralized"  # a bound to compare with, so it does not compete for bold type
+GRADES = {3: "exact match", 2: "close match", 1: "related", 0: "not relevant"}
+CURRENCY_SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
+NUM_COLOURS = 7  # series colours in the template (Okabe and Ito 2008, safe for colour-blind eyes)
+THUMBNAIL_PX = 128
+SHOWN_PROBLEMS = 8
+MISSING = "\N{EN DASH}"
+
+Curves = Mapping[str, Sequence[float | None]]
+
+
+def write_report(
+    folder: Path,
+    result: Mapping[str, Any],
+    curves: Curves,
+    samples: Sequence[Mapping[str, Any]],
+) -> Path:
+    """Write a run's report.
+
+    Args:
+        folder: of the run; `report.html` in it is replaced at once or not at all.
+        result: what `result.json` holds, with `options` (dict) and `problems` (list of lines).
+        curves: validation nDCG@10 of each region after rounds 0 to R; None where unknown.
+        samples: `region`, `query`, and the products found `before` and `after`, best first, each
+            with `title`, `price`, `currency`, `brand`, `grade` and `image_path` (each may be None).
+
+    Returns:
+        Path of the page.
+    """
+    path = folder / "report.html"
+    replace_file(path, render_report(result, curves, samples).encode())
+    return path
+
+
+def render_report(
+    result: Mapping[str, Any], curves: Curves, samples: Sequence[Mapping[str, Any]]
+) -> str:
+    """The page as text; arguments as in `write_report`."""
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            result=result,
+            regions=[region["name"] for region in result["regions"]],
+            headline=_headline(result["mean"]),
+            tiles=_tiles(result),
+            bars=_bars(result),
+            charts=[_chart(curves, width=width) for width in (500, 350)],
+            tables=_tables(result),
+            union=_union_table(result["union"]) if result.get("union") else None,
+            num_rounds=_num_rounds(result["rounds"]),
+            rounds=_rounds(result["rounds"], len(result["regions"])),
+            samples=[_sample(sample) for sample in samples],
+            grades=GRADES,
+            problems=result["problems"][:SHOWN_PROBLEMS],
+            num_problems=len(result["problems"]),
+            command=_command(result["options"]),
+            made=_made(result),
+            stages=_stages(result["seconds"]),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["colour"] = lambda place: f"var(--series-{place % NUM_COLOURS})"
+    return environment
+
+
+# Words and figures
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return MISSING if _known(value) is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if _known(value) is None else f"{value:.0%}"
+
+
+def _bytes(count: float) -> str:
+    power = min(max(math.floor(math.log10(count)) // 3, 0), 3) if count else 0
+    scaled = count / 1000**power
+    return f"{scaled:.{1 if power and scaled < 100 else 0}f} {('B', 'kB', 'MB', 'GB')[power]}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def _value(rows: Mapping[str, Any], method: str, metric: str = "ndcg@10") -> float | None:
+    return _known(rows.get(method, {}).get(metric))
+
+
+def _gap_closed(mean: Mapping[str, Any]) -> float | None:
+    """Share of the way from local_only to centralized that federation goes; None if no way."""
+    local, federated, centralized = (
+        _value(mean, method) for method in ("local_only", "federated", "centralized")
+    )
+    if local is None or federated is None or centralized is None or centralized - local < 1e-6:
+        return None
+    return (federated - local) / (centralized - local)
+
+
+def _difference(mean: Mapping[str, Any], other: str) -> float | None:
+    federated, reference = _value(mean, "federated"), _value(mean, other)
+    return None if federated is None or reference is None else federated - reference
+
+
+def _headline(mean: Mapping[str, Any]) -> str:
+    gained = _difference(mean, "zero_shot")
+    if gained is None:
+        return "Product search, trained without pooling data"
+    before, after = (_figure(_value(mean, method)) for method in ("zero_shot", "federated"))
+    verb = "raised" if gained > 0 else "did not raise"
+    return f"Federated training {verb} mean nDCG@10: {before} before, {after} after"
+
+
+def _tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    mean = result["mean"]
+    versus = [
+        _versus(mean, "zero_shot", "the untrained base"),
+        _versus(mean, "local_only", "each region alone"),
+    ]
+    return [*versus, _centralized_tile(mean), _gap_tile(mean), _traffic_tile(result["rounds"])]
+
+
+def _versus(mean: Mapping[str, Any], other: str, words: str) -> dict[str, str]:
+    gained = _difference(mean, other)
+    name = METHODS[other][0]
+    return {
+        "figure": MISSING if gained is None else f"{gained:+.3f}",
+        "label": f"nDCG@10 against {name}",
+        "note": f"{words}: {_figure(_value(mean, other))}",
+    }
+
+
+def _centralized_tile(mean: Mapping[str, Any]) -> dict[str, str]:
+    federated, pooled = _value(mean, "federated"), _value(mean, "centralized")
+    share = federated / pooled if federated is not None and pooled else None
+    return {
+        "figure": _percent(share),
+        "label": "of centralized quality",
+        "note": f"all clicks pooled: {_figure(pooled)}",
+    }
+
+
+def _gap_tile(mean: Mapping[str, Any]) -> dict[str, str]:
+    share = _gap_closed(mean)
+    none = "centralized is not above local only here"
+    between = " to ".join(_figure(_value(mean, name)) for name in ("local_only", "centralized"))
+    return {
+        "figure": _percent(share),
+        "label": "of the gap from local to centralized closed",
+        "note": none if share is None else f"the gap: {between}",
+    }
+
+
+def _traffic_tile(rounds: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    up = sum(entry["uplink_bytes"] for entry in rounds)
+    down = sum(entry["downlink_bytes"] for entry in rounds)
+    return {
+        "figure": _bytes(up + down),
+        "label": f"on the wire in {_num_rounds(rounds)} rounds",
+        "note": f"adapters and counts only: {_bytes(up)} up, {_bytes(down)} down",
+    }
+
+
+def _num_rounds(rounds: Sequence[Mapping[str, Any]]) -> int:
+    return sum(entry["round"] > 0 for entry in rounds)  # round 0 only measures the base
+
+
+# Tables and bars
+
+
+def _methods(rows: Mapping[str, Any]) -> list[str]:
+    """The methods measured, in the order of METHODS, others after them."""
+    known = [method for method in METHODS if method in rows]
+    return known + [method for method in rows if method not in METHODS]
+
+
+def _method(name: str) -> dict[str, str]:
+    label, meaning = METHODS.get(name, (name, ""))
+    return {"name": name, "label": label, "meaning": meaning}
+
+
+def _bars(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A bar a method (its mean), and on it a dot a region."""
+    bars = []
+    for name in _methods(result["mean"]):
+        values = [(r["name"], _value(r["rows"], name)) for r in result["regions"]]
+        dots = [(place, region, value) for place, (region, value) in enumerate(values)]
+        mean = _value(result["mean"], name)
+        bars.append({**_method(name), "mean": mean, "text": _figure(mean), "dots": dots})
+    return bars
+
+
+def _tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    columns = {region["name"]: region["rows"] for region in result["regions"]}
+    columns |= {"mean": result["mean"], "worst": result["worst"]}
+    return [
+        {"title": title, "metric": metric, "columns": list(columns)}
+        | {"rows": _rows([(c, metric) for c in columns.values()], _methods(result["mean"]))}
+        for metric, title in METRICS.items()
+    ]
+
+
+def _rows(
+    columns: Sequence[tuple[Mapping[str, Any], str]], methods: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row a method; a column is (figures of every method, metric), its best cell marked."""
+    best = [_best(figures, metric) for figures, metric in columns]
+    rows = []
+    for name in methods:
+        values = [_value(figures, name, metric) for figures, metric in columns]
+        competes = name != NOT_DEPLOYABLE
+        cells = [
+            {"text": _figure(value), "best": competes and value is not None and value == top}
+            for value, top in zip(values, best, strict=True)
+        ]
+        rows.append(_method(name) | {"cells": cells})
+    return rows
+
+
+def _best(column: Mapping[str, Any], metric: str) -> float | None:
+    values = (_value(column, name, metric) for name in column if name != NOT_DEPLOYABLE)
+    return max((value for value in values if value is not None), default=None)
+
+
+def _union_table(union: Mapping[str, Any]) -> dict[str, Any]:
+    """All catalogs in one index, human judgments: one row a method, one column a metric."""
+    rows = _rows([(union, metric) for metric in UNION_METRICS], _methods(union))
+    return {"columns": list(UNION_METRICS.values()), "rows": rows}
+
+
+def _rounds(rounds: Sequence[Mapping[str, Any]], num_regions: int) -> list[dict[str, Any]]:
+    """Text for the table of rounds, and bar lengths in percent of the largest transfer."""
+    directions = ("uplink_bytes", "downlink_bytes")
+    largest = max((entry[d] for entry in rounds for d in directions), default=0) or 1
+    return [
+        {
+            "round": entry["round"],
+            "loss": _figure(entry["loss"]),
+            "seconds": _seconds(entry["seconds"]),
+            "cohort": f"{_count(entry['cohort'])} of {num_regions}",
+            "rejected": _named(entry["rejected"]),
+            "traffic": [(_bytes(entry[d]), 100 * entry[d] / largest) for d in directions],
+        }
+        for entry in rounds
+    ]
+
+
+def _count(value: Any) -> int:
+    """Of what is given as a number or as a list."""
+    return value if isinstance(value, int) else len(value)
+
+
+def _named(value: Any) -> str:
+    """A number as it is; a list by its members."""
+    if isinstance(value, int):
+        return str(value)
+    return "; ".join(_entry(member) for member in value) or "0"
+
+
+def _entry(member: Any) -> str:
+    if isinstance(member, Mapping):
+        return ": ".join(str(part) for part in member.values())
+    return ": ".join(map(str, member)) if isinstance(member, list | tuple) else str(member)
+
+
+def _made(result: Mapping[str, Any]) -> dict[str, str]:
+    """How the run was made, as terms and their descriptions."""
+    release = result["release"]
+    return {
+        "Data": str(result["data"]),
+        "Preset": str(result["preset"]),
+        "Seed": str(result["seed"]),
+        "Release": str(release["number"]),
+        "Encoder digest": str(release["encoder_digest"]),
+        "Peak memory": _bytes(result["peak_rss_bytes"]),
+    }
+
+
+def _command(options: Mapping[str, Any]) -> list[str]:
+    """The command line that these options are, in parts; false and unset ones are left out."""
+    parts = ["fedshelf simulate"]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is not None and value is not False:
+            parts.append(flag if value is True else shlex.join([flag, str(value)]))
+    return parts
+
+
+def _stages(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    longest = max(seconds.values(), default=0) or 1
+    return [
+        {"name": name.replace("_", " "), "text": _seconds(value), "percent": 100 * value / longest}
+        for name, value in seconds.items()
+    ]
+
+
+# Learning curves
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """Maps (round, value) to pixels."""
+
+    width: int
+    height: int
+    num_rounds: int
+    low: float
+    high: float
+    left: int = 42
+    right: int = 92
+    top: int = 12
+    bottom: int = 44
+
+    def x(self, number: float) -> float:
+        share = number / self.num_rounds if self.num_rounds else 0.5
+        return round(self.left + share * (self.width - self.left - self.right), 1)
+
+    def y(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.height - self.bottom - share * (self.height - self.top - self.bottom), 1)
+
+
+def _chart(curves: Curves, *, width: int) -> dict[str, Any] | None:
+    """Geometry of the learning curves, a line a region and their mean; None without any value."""
+    named = {name: [_known(value) for value in values] for name, values in curves.items()}
+    values = [value for line in named.values() for value in line if value is not None]
+    if not values:
+        return None
+    ticks = _ticks(min(values), max(values))
+    num_rounds = max(map(len, named.values())) - 1
+    plane = _Plane(width, 310 if width >= 500 else 300, num_rounds, ticks[0], ticks[-1])
+    series = [_series(plane, name, i, line) for i, (name, line) in enumerate(named.items())]
+    if len(named) > 1:
+        series.append(_series(plane, "mean", None, _mean_line([*named.values()])))
+    series = [line for line in series if line["points"]]
+    _spread_labels(series, plane)
+    step = math.ceil((num_rounds or 1) / (width // 60))
+    return {
+        "plane": plane,
+        "series": series,
+        "y_ticks": [(plane.y(tick), f"{tick:.2f}") for tick in ticks],
+        "x_ticks": [(plane.x(number), number) for number in range(0, num_rounds + 1, step)],
+    }
+
+
+def _series(
+    plane: _Plane, name: str, place: int | None, line: Sequence[float | None]
+) -> dict[str, Any]:
+    """One line: its points with hover titles, and its path, broken where a value is unknown."""
+    points, path, pen = [], "", "M"
+    for number, value in enumerate(line):
+        if value is None:
+            pen = "M"
+            continue
+        x, y = plane.x(number), plane.y(value)
+        when = "zero-shot" if number == 0 else f"round {number}"
+        points.append({"x": x, "y": y, "title": f"{name}, {when}: nDCG@10 {value:.3f}"})
+        path += f"{pen}{x} {y}"
+        pen = "L"
+    return {"name": name, "place": place, "points": points, "path": path}
+
+
+def _mean_line(lines: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Mean over regions of each round; unknown where any region is, so that it stays one mean."""
+    length = max(map(len, lines))
+    padded = [[*line, *[None] * (length - len(line))] for line in lines]
+    return [_mean(column) for column in zip(*padded, strict=True)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to eight round numbers that enclose both."""
+    span = max(high - low, 0.02)
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= span / 5)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [step * number for number in range(first, max(last, first + 1) + 1)]
+
+
+def _spread_labels(series: Sequence[dict[str, Any]], plane: _Plane) -> None:
+    """Put each line's label at its end, pushed apart so that none covers another."""
+    ordered = sorted(series, key=lambda line: line["points"][-1]["y"])
+    gap = min(15.0, (plane.height - plane.bottom) / len(ordered))
+    place = -math.inf
+    for line in ordered:
+        line["label_y"] = place = max(line["points"][-1]["y"], place + gap)
+    place = plane.height - plane.bottom
+    for line in reversed(ordered):
+        line["label_y"] = place = min(line["label_y"], place)
+        place -= gap
+
+
+# Sample queries
+
+
+def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "region": sample["region"],
+        "query": sample["query"],
+        "shelves": [
+            {"label": label, "cards": [_card(product) for product in sample[key]]}
+            for key, label in (("before", "before: zero-shot"), ("after", "after: federated"))
+        ],
+    }
+
+
+def _card(product: Mapping[str, Any]) -> dict[str, Any]:
+    grade = product["grade"]
+    return {
+        "title": product["title"],
+        "brand": product["brand"] or "",
+        "price": _price(product["price"], product["currency"]),
+        "grade": grade,
+        "meaning": "not judged" if grade is None else GRADES.get(grade, f"grade {grade}"),
+        "photo": _thumbnail(product["image_path"]),
+    }
+
+
+def _price(price: float | None, currency: str | None) -> str:
+    if _known(price) is None:
+        return ""
+    sign = CURRENCY_SIGNS.get(currency or "")
+    return f"{sign}{price:,.2f}" if sign else f"{price:,.2f} {currency or ''}".strip()
+
+
+def _thumbnail(path: str | Path | None) -> str | None:
+    """The photo as a small JPEG data URL; None where there is none that can be read."""
+    if path is None:
+        return None
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
+            return _data_url(_on_white(image))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    layers = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers).convert("RGB")
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=82, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

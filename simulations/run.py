@@ -1,0 +1,385 @@
+"""`fedshelf simulate`, from data to report, in stages that are each done once.
+
+A stage leaves files behind that say it is complete, so a run that was interrupted goes on where it
+stopped when the same command is given again, and ends with the same figures.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from client.indexing import build_region_index, pull_release
+from client.worker import Worker, forget_workers, get_worker, resident_encoder
+from server.history import History, RoundRecord, by_region
+from server.releases import publish_release, write_release
+from shared.adapter import Adapter
+from shared.config import FederationConfig, default_run_config, parse_run_config
+from shared.durable import canonical_json, replace_file
+from shared.encoders.encoder import Encoder
+from shared.errors import ConfigError
+from shared.release import ReleaseBase, ReleaseFacts
+from simulations.baselines import (
+    Pool,
+    baselines_folder,
+    best_adapter,
+    central_pool,
+    local_pools,
+    train_alone,
+)
+from simulations.engine import run_engine
+from simulations.prepare import World, prepare
+from simulations.progress import RunProgress
+from simulations.report import write_report
+from simulations.table import RegionTable, region_table, summarize, union_table
+
+SAMPLES_PER_REGION = 2
+SAMPLE_PRODUCTS = 6
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `fedshelf simulate` was asked for; with the run folder it fixes every figure.
+
+    Attributes:
+        data: "synthetic", "fashion:DIR" or "icecat:DIR".
+        regions: how many.
+        partition: a column, "dirichlet:ALPHA", or None for the source's own.
+        rounds: of the federation, and passes of the baselines.
+        preset: of the base.
+        engine: "local" or "flower".
+        device: "auto", "cpu" or "cuda".
+        seed: of every choice.
+        threads: of torch; results are bit-equal only for the same number.
+    """
+
+    data: str
+    regions: int
+    partition: str | None
+    rounds: int
+    preset: str
+    engine: str
+    device: str
+    seed: int
+    threads: int
+
+
+def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, Any]:
+    """Run a whole simulated federation, or what is left of it.
+
+    Args:
+        options: see `Options`.
+        run: the run's folder; made, or continued if it was made with the same options.
+        progress: told what is going on.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        FedshelfError: any mistake in options, data or run folder; complete stages are kept.
+    """
+    _claim(run, options)
+    result_path = run / "result.json"
+    if result_path.is_file():
+        progress.line(f"{run} is complete; nothing to do")
+        return dict(json.loads(result_path.read_text(encoding="utf-8")))
+    torch.set_num_threads(options.threads)
+    forget_workers()
+    world = _prepare(options, run, progress)
+    config = _federation(options, run, progress)
+    encoder = resident_encoder(run / "base", device=options.device, fingerprint=world.fingerprint)
+    workers = _workers(run, progress)
+    _baselines(workers, encoder, config, run, progress)
+    number = _release(options, world, encoder, run, progress)
+    _index(workers, encoder, number, run, progress)
+    tables, union = _evaluate(workers, world, run, options.seed, progress)
+    result = _result(options, world, run, tables, union, encoder.digest, number, progress)
+    replace_file(result_path, canonical_json(result))
+    write_report(run, result, _curves(run), _samples(tables, options.seed))
+    return result
+
+
+# -- stages ----------------------------------------------------------------------------------------
+
+
+def _claim(run: Path, options: Options) -> None:
+    """Make the run folder, or make sure that it was made with these options."""
+    path, asked = run / "run.json", asdict(options)
+    if path.is_file():
+        made = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in asked.items():
+            if made.get(name) != value:
+                raise ConfigError(
+                    f"{run}: was made with --{name} {made.get(name)}, now it is {value}; "
+                    "choose another --out or remove that folder"
+                )
+        return
+    if run.exists() and any(run.iterdir()):
+        raise ConfigError(f"{run}: is not empty and not a run folder; choose another --out")
+    run.mkdir(parents=True, exist_ok=True)
+    replace_file(path, canonical_json(asked))
+
+
+def _prepare(options: Options, run: Path, progress: RunProgress) -> World:
+    return prepare(
+        run,
+        data=options.data,
+        regions=options.regions,
+        rule=options.partition,
+        preset=options.preset,
+        device=options.device,
+        seed=options.seed,
+        progress=progress,
+    )
+
+
+def _federation(options: Options, run: Path, progress: RunProgress) -> FederationConfig:
+    history = History(run / "headquarters")
+    run_config = {
+        **default_run_config(),
+        "run-dir": str(run.resolve()),
+        "num-rounds": options.rounds,
+        "seed": options.seed,
+        "min-regions": options.regions,
+    }
+    config = parse_run_config(run_config)
+    with progress.stage("federated", f"Federation: {options.rounds} rounds, {options.engine}"):
+        if not (history.folder / "initial.safetensors").is_file():
+            encoder = _base_encoder(run, options)
+            encoder.reset(seed=options.seed)
+            history.start(encoder.adapter(), base_fingerprint=encoder.base.fingerprint)
+        if options.engine == "local":
+            for worker in _workers(run, progress):
+                worker.on_step = progress.bar(f"{worker.region.config.region}: steps")
+        run_engine(options.engine, run_config, num_regions=options.regions)
+    return config
+
+
+def _base_encoder(run: Path, options: Options) -> Encoder:
+    fingerprint = json.loads((run / "world.json").read_text(encoding="utf-8"))["fingerprint"]
+    return resident_encoder(run / "base", device=options.device, fingerprint=fingerprint)
+
+
+def _workers(run: Path, progress: RunProgress) -> list[Worker]:
+    folders = sorted(path.parent for path in (run / "regions").glob("*/region.toml"))
+    workers = [get_worker(folder) for folder in folders]
+    for worker in workers:
+        worker.on_cache = _cache_bar(progress, worker.region.config.region)
+    return workers
+
+
+def _cache_bar(progress: RunProgress, region: str) -> Callable[[str, int, int], None]:
+    return lambda what, done, total: progress.bar(f"{region}: {what}")(done, total)
+
+
+def _baselines(
+    workers: Sequence[Worker],
+    encoder: Encoder,
+    config: FederationConfig,
+    run: Path,
+    progress: RunProgress,
+) -> None:
+    with progress.stage("local_only", "Baseline: each region alone"):
+        for pool in local_pools(workers):
+            _baseline(f"local-{pool.name}", pool, encoder, config, run, progress)
+    with progress.stage("centralized", "Baseline: all data in one place"):
+        _baseline("centralized", central_pool(workers), encoder, config, run, progress)
+
+
+def _baseline(
+    name: str,
+    pool: Pool,
+    encoder: Encoder,
+    config: FederationConfig,
+    run: Path,
+    progress: RunProgress,
+) -> None:
+    history = History(baselines_folder(run, name))
+    if not (history.folder / "initial.safetensors").is_file():
+        initial = History(run / "headquarters").adapter(0)
+        history.start(initial, base_fingerprint=encoder.base.fingerprint)
+    train_alone(pool, encoder, config, history, on_step=progress.bar(f"{pool.name}: steps"))
+    best = history.best_round()
+    score = history.rounds()[best].mean("ndcg@10")
+    progress.line(f"{pool.name}: best after pass {best}, validation nDCG@10 {score:.4f}")
+
+
+def _release(
+    options: Options, world: World, encoder: Encoder, run: Path, progress: RunProgress
+) -> int:
+    history, registry = History(run / "headquarters"), run / "headquarters" / "releases"
+    with progress.stage("release", "Release"):
+        best = history.best_round()
+        encoder.load_adapter(history.adapter(best))
+        number = _published_number(registry)
+        if number == 0:
+            key = run / "headquarters" / "signing.key"
+            with tempfile.TemporaryDirectory() as staging:
+                encoder.save_release_files(Path(staging))
+                facts = _facts(encoder, history.rounds()[best], options)
+                number = write_release(registry, files=Path(staging), facts=facts, signing_key=key)
+            publish_release(registry, number, signing_key=key)
+        progress.line(f"release {number}: round {best}, encoder {encoder.digest[:12]}")
+    return number
+
+
+def _published_number(registry: Path) -> int:
+    """Number of the newest release whose publication is complete, 0 for none."""
+    if not (registry / "current.json").is_file():
+        return 0
+    return max(int(path.name) for path in registry.iterdir() if path.name.isdecimal())
+
+
+def _facts(encoder: Encoder, best: RoundRecord, options: Options) -> ReleaseFacts:
+    text, image = encoder.base.text, encoder.base.image
+    quality = {
+        "data": options.data.partition(":")[0] + ", clicks from a click model",
+        "validation_ndcg@10": [row["ndcg@10"] for row in best.validation.values()],
+    }
+    return ReleaseFacts(
+        base=ReleaseBase(
+            fingerprint=encoder.base.fingerprint,
+            ids={"text": text.name, "image": image.name},
+            revisions={"text": text.revision, "image": image.revision},
+        ),
+        dims={"vector": encoder.dim},
+        pooling={"text": text.pooling, "image": "head of the timm model"},
+        preprocessing={
+            "max_tokens": text.max_tokens,
+            "image_size": image.size,
+            "image_mean": list(image.mean),
+            "image_std": list(image.std),
+            "image_fit": "pad to a white square",
+        },
+        encoder_digest=encoder.digest,
+        rounds=best.round,
+        strategy="FedAvg",
+        quality=quality,
+        privacy={"differential_privacy": "none"},
+    )
+
+
+def _index(
+    workers: Sequence[Worker], encoder: Encoder, number: int, run: Path, progress: RunProgress
+) -> None:
+    with progress.stage("index", "Indexes"):
+        for worker in workers:
+            folder = pull_release(worker.region.folder)
+            encoder.load_release(folder)
+            vectors = encoder.product_matrix(worker.products)
+            region = worker.region
+            index = build_region_index(region, encoder, release=number, vectors=vectors)
+            progress.line(f"region {region.config.region}: {index.relative_to(run.resolve())}")
+
+
+def _evaluate(
+    workers: Sequence[Worker], world: World, run: Path, seed: int, progress: RunProgress
+) -> tuple[list[RegionTable], dict[str, dict[str, float]] | None]:
+    headquarters = History(run / "headquarters")
+    shared: dict[str, Adapter] = {
+        "zero_shot": headquarters.adapter(0),
+        "federated": best_adapter(headquarters),
+        "centralized": best_adapter(History(baselines_folder(run, "centralized"))),
+    }
+    with progress.stage("evaluation", "Final table"):
+        tables = []
+        for worker in workers:
+            name = f"local-{worker.region.config.region}"
+            local = best_adapter(History(baselines_folder(run, name)))
+            tables.append(region_table(worker, {**shared, "local_only": local}, seed=seed))
+        union = None
+        if world.judged:
+            judged = pl.read_parquet(run / "judged.parquet")
+            union = union_table(workers, judged, shared, seed=seed)
+    workers[0].encoder.load_adapter(shared["federated"])
+    return tables, union
+
+
+# -- result and report -----------------------------------------------------------------------------
+
+
+def _result(
+    options: Options,
+    world: World,
+    run: Path,
+    tables: Sequence[RegionTable],
+    union: dict[str, dict[str, float]] | None,
+    digest: str,
+    number: int,
+    progress: RunProgress,
+) -> dict[str, Any]:
+    mean, worst = summarize(tables)
+    rounds = [record for record in History(run / "headquarters").rounds() if record.round > 0]
+    keys = ("round", "loss", "seconds", "uplink_bytes", "downlink_bytes", "cohort", "rejected")
+    return {
+        "seed": options.seed,
+        "data": options.data,
+        "preset": options.preset,
+        "options": asdict(options) | {"out": str(run)},
+        "command": " ".join(["fedshelf", *sys.argv[1:]]),
+        "problems": world.problems,
+        "regions": [_region_result(table, world) for table in tables],
+        "mean": mean,
+        "worst": worst,
+        "union": union,
+        "rounds": [{key: asdict(record)[key] for key in keys} for record in rounds],
+        "release": {"number": number, "encoder_digest": digest},
+        "seconds": progress.seconds,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _region_result(table: RegionTable, world: World) -> dict[str, Any]:
+    region = table.worker.region
+    return {
+        "name": region.config.region,
+        "locale": region.config.locale,
+        "num_products": region.catalog.height,
+        "num_clicks": table.worker.num_clicks,
+        "num_examples": len(table.worker.examples.weight),
+        "num_test_queries": len(table.tests.queries),
+        "num_test_queries_left_out": world.left_out[region.config.region],
+        "rows": table.rows,
+    }
+
+
+def _curves(run: Path) -> Mapping[str, Sequence[float]]:
+    return by_region(History(run / "headquarters").rounds())
+
+
+def _samples(tables: Sequence[RegionTable], seed: int) -> list[dict[str, Any]]:
+    """Test queries drawn by seed, not by how well they went; what was found before and after."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for table in tables:
+        count = min(SAMPLES_PER_REGION, len(table.tests.queries))
+        for number in sorted(rng.choice(len(table.tests.queries), size=count, replace=False)):
+            samples.append(
+                {
+                    "region": table.worker.region.config.region,
+                    "query": table.tests.queries[number],
+                    "before": _cards(table, "zero_shot", int(number)),
+                    "after": _cards(table, "federated", int(number)),
+                }
+            )
+    return samples
+
+
+def _cards(table: RegionTable, method: str, query: int) -> list[dict[str, Any]]:
+    region, (relevant, grades) = table.worker.region, table.tests.qrels[query]
+    grade_of = dict(zip(relevant.tolist(), grades.tolist(), strict=True))
+    rows = [int(row) for row in table.ranked[method][query][:SAMPLE_PRODUCTS] if row >= 0]
+    fields = ("title", "price", "currency", "brand")
+    return [
+        {name: region.catalog[name][row] for name in fields}
+        | {"grade": grade_of.get(row, 0), "image_path": region.image_paths[row]}
+        for row in rows
+    ]

@@ -1,0 +1,1 @@
+"""Procedural product photos: outlines of product types, textures, light and backdrops."""

@@ -1,0 +1,192 @@
+"""Laws of splitting and weighting; every weight below is worked by hand from the formula."""
+
+import math
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.clicks import make_examples, make_validation_set, split_by_time
+from shared.metrics import ndcg_at_k
+from shared.schema import CLICK_COLUMNS, SplitConfig
+
+START = datetime(2025, 3, 1, tzinfo=UTC)
+IDS = pl.Series([f"p{i}" for i in range(6)])
+
+
+def impression(query="boots", product="p0", did="", *, request="r0", minute=0, propensity=None):
+    """`did` is "", "click", "cart" or "purchase"; each implies those before it."""
+    done = ["", "click", "cart", "purchase"].index(did)
+    return {
+        "request_id": request,
+        "ts": START + timedelta(minutes=minute),
+        "query": query,
+        "product_id": product,
+        "position": 1,
+        "clicked": done >= 1,
+        "carted": done >= 2,
+        "purchased": done >= 3,
+        "propensity": propensity,
+    }
+
+
+def log(*rows):
+    return pl.DataFrame([*rows], schema=CLICK_COLUMNS)
+
+
+def random_log(seed, size=200):
+    rng = np.random.default_rng(seed)
+    actions = ["", "", "", "click", "cart", "purchase"]
+    return log(
+        *(
+            impression(
+                f"q{rng.integers(8)}",
+                f"p{rng.integers(6)}",
+                actions[rng.integers(6)],
+                request=f"r{i // 4}",
+                minute=int(rng.integers(500)),
+                propensity=float(rng.uniform(0.1, 1)),
+            )
+            for i in range(size)
+        )
+    )
+
+
+def weight(*rows, **options):
+    (only,) = make_examples(log(*rows), IDS, **options).weight
+    return float(only)
+
+
+def same(left, right):
+    return left.queries == right.queries and all(
+        np.array_equal(getattr(left, name), getattr(right, name))
+        for name in ("query_index", "product_row", "weight", "positives")
+    )
+
+
+def test_splits_go_by_time_of_whole_requests():
+    rows = [impression(request=f"r{m}", minute=m, product=p) for m in range(10) for p in IDS[:2]]
+    splits = split_by_time(log(*rows).reverse(), SplitConfig(validation=0.2, gate=0.1))
+    requests = [sorted(set(part["request_id"])) for part in (splits.validation, splits.gate)]
+    assert requests == [["r7", "r8"], ["r9"]]
+    assert splits.train["request_id"].n_unique() == 7
+
+
+@given(st.integers(0, 50), st.floats(0, 0.49), st.floats(0, 0.49))
+def test_splits_are_disjoint_complete_and_ordered(seed, validation, gate):
+    clicks = random_log(seed, 60)
+    splits = split_by_time(clicks, SplitConfig(validation=validation, gate=gate))
+    parts = [splits.train, splits.validation, splits.gate]
+    requests = [request for part in parts for request in set(part["request_id"])]
+    assert len(requests) == len(set(requests))
+    assert sum(part.height for part in parts) == clicks.height
+    first = clicks.group_by("request_id").agg(pl.col("ts").min())
+    times = [part.join(first, on="request_id")["ts_right"] for part in parts if part.height]
+    for older, newer in pairwise(times):
+        assert older.max() <= newer.min()
+
+
+def test_zero_shares_leave_everything_to_training():
+    clicks = random_log(1)
+    splits = split_by_time(clicks, SplitConfig(validation=0, gate=0))
+    assert splits.train.equals(clicks)
+    assert splits.validation.height == splits.gate.height == 0
+
+
+@given(st.integers(0, 50), st.randoms())
+def test_permuting_rows_changes_nothing(seed, random):
+    clicks = random_log(seed, 60)
+    order = random.sample(range(60), 60)
+    shuffled = clicks[order]
+    shares = SplitConfig(validation=0.2, gate=0.2)
+    assert same(make_examples(clicks, IDS), make_examples(shuffled, IDS))
+    one, other = split_by_time(clicks, shares), split_by_time(shuffled, shares)
+    assert set(one.gate["request_id"]) == set(other.gate["request_id"])
+    assert same(make_examples(one.train, IDS), make_examples(other.train, IDS))
+
+
+def test_one_example_a_clicked_pair():
+    clicks = log(
+        impression("b", "p3", "click"),
+        impression("b", "p3", "cart"),
+        impression("b", "p1", "click"),
+        impression("a", "p5", "click"),
+        impression("a", "p0"),
+        impression("c", "p0"),
+    )
+    examples = make_examples(clicks, IDS)
+    assert examples.queries == ["a", "b"]
+    assert examples.query_index.tolist() == [0, 1, 1]
+    assert examples.product_row.tolist() == [5, 1, 3]
+    assert examples.positives.tolist() == [0 * 6 + 5, 1 * 6 + 1, 1 * 6 + 3]
+    assert (examples.weight.dtype, examples.product_row.dtype) == (np.float32, np.int64)
+    assert examples.query_index.flags.writeable and examples.product_row.flags.writeable
+
+
+def test_spelling_apart_from_white_space_makes_a_query():
+    clicks = log(*(impression(query, did="click") for query in ("a  b", " a b ", "a b", "A b", "")))
+    assert make_examples(clicks, IDS).queries == ["A b", "a b"]
+
+
+def test_weights_by_hand():
+    assert weight(impression(did="click"), denoise=False) == 1
+    assert weight(impression(did="cart"), denoise=False) == pytest.approx(math.log2(3))
+    assert weight(impression(did="purchase"), denoise=False) == 2
+    assert weight(impression(did="click"), impression(did="cart"), denoise=False) == 2
+    assert weight(impression(did="click")) == pytest.approx(2 / 5)
+    assert weight(impression(did="click"), impression(), impression()) == pytest.approx(2 / 7)
+    low = impression(did="click", propensity=0.5), impression(propensity=0.25)
+    assert weight(*low) == pytest.approx(2 / 4.75)
+    surely = [impression(did="click", propensity=0.1)] * 7
+    assert weight(*surely) == pytest.approx(math.log2(8))
+
+
+@pytest.mark.parametrize("denoise", [True, False])
+def test_weight_grows_with_the_action(denoise):
+    weights = [
+        weight(impression(did=did), denoise=denoise) for did in ("click", "cart", "purchase")
+    ]
+    assert weights == sorted(set(weights))
+
+
+@given(st.lists(st.sampled_from(["", "click", "cart", "purchase"]), max_size=8))
+def test_one_more_click_never_costs_and_one_more_look_never_gains(history):
+    rows = [impression(did="click"), *(impression(did=did) for did in history)]
+    assert weight(*rows, impression(did="click")) > weight(*rows)
+    assert weight(*rows, impression()) < weight(*rows)
+
+
+def test_a_stray_click_on_a_much_seen_product_counts_for_little():
+    stray = weight(impression(did="click"), *[impression()] * 95)
+    assert stray < weight(impression(did="click")) / 15
+
+
+def test_clicked_low_in_the_list_counts_for_more():
+    low = weight(impression(did="click", propensity=0.1))
+    assert low > weight(impression(did="click", propensity=1.0))
+
+
+def test_no_clicks_make_no_examples():
+    for clicks in (log(), log(impression())):
+        examples = make_examples(clicks, IDS)
+        assert examples.queries == []
+        assert examples.weight.shape == examples.positives.shape == (0,)
+        assert make_validation_set(clicks, IDS).qrels == []
+
+
+def test_validation_takes_the_best_that_happened():
+    clicks = log(
+        impression("b", "p3", "click"),
+        impression("b", "p3", "purchase"),
+        impression("b", "p1", "cart"),
+        impression("a", "p5", "click"),
+        impression("a", "p0"),
+    )
+    held_out = make_validation_set(clicks, IDS)
+    assert held_out.queries == ["a", "b"]
+    assert [(r.tolist(), g.tolist()) for r, g in held_out.qrels] == [([5], [1]), ([1, 3], [2, 3])]
+    assert ndcg_at_k(np.array([[5, 0], [3, 1]]), held_out.qrels, k=10).tolist() == [1, 1]

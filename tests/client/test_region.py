@@ -1,0 +1,300 @@
+"""Regions as retailers bring them: sound ones open alike in every form, bad ones are named."""
+
+import gzip
+import io
+import json
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+from PIL import Image
+
+from client.region import open_region, read_clicks, read_qrels
+from shared.errors import DataError
+from shared.schema import CATALOG_COLUMNS, CLICK_COLUMNS, QREL_COLUMNS
+
+NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
+CATALOG = [
+    {"product_id": "p0", "title": "boot", "brand": "Aco", "price": 10.5, "image": "a.png"},
+    {"product_id": "p1", "title": "shoe", "brand": None, "price": 20.0, "image": None},
+    {"product_id": "p2", "title": "sock", "brand": "Bix", "price": None, "image": "sub/b.jpg"},
+]
+CLICK = {
+    "request_id": "r0",
+    "ts": NOON,
+    "query": "boots",
+    "product_id": "p0",
+    "position": 1,
+    "clicked": True,
+}
+
+
+def photo(form="PNG", colour=(9, 9, 200), size=(8, 8)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, form)
+    return buffer.getvalue()
+
+
+def toml(**data):
+    lines = [f"{key} = {json.dumps(value)}" for key, value in data.items()]
+    base = 'path = "b"\nfingerprint = "f"\nrelease_key = "k"\nreleases = "r"'
+    return "\n".join(['region = "north"', "[base]", base, "[data]", *lines])
+
+
+def write(path, rows):
+    """Write rows in the form that the file's name says."""
+    if path.suffix == ".parquet":
+        pl.DataFrame(rows, infer_schema_length=None).write_parquet(path)
+    elif path.suffix == ".csv":
+        pl.DataFrame(rows, infer_schema_length=None).write_csv(path)
+    else:
+        text = "\n".join(json.dumps(row, default=str) for row in rows).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(catalog=CATALOG, clicks=(CLICK,), qrels=None, form="parquet", **data):
+        (tmp_path / "images/sub").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images/a.png").write_bytes(photo())
+        (tmp_path / "images/sub/b.jpg").write_bytes(photo("JPEG"))
+        names = {"catalog": f"catalog.{form}", "clicks": f"clicks.{form}"}
+        write(tmp_path / names["catalog"], catalog)
+        write(tmp_path / names["clicks"], clicks)
+        if qrels is not None:
+            names["qrels"] = f"qrels.{form}"
+            write(tmp_path / names["qrels"], qrels)
+        (tmp_path / "region.toml").write_text(toml(**(names | data)))
+        return tmp_path
+
+    return make
+
+
+def with_cell(rows, number, **cells):
+    return [row | cells if i == number else row for i, row in enumerate(rows)]
+
+
+def test_a_sound_region_opens_without_problems(make):
+    region = open_region(make())
+    assert region.problems == []
+    assert region.catalog.schema == pl.Schema(CATALOG_COLUMNS)
+    assert region.texts == ["boot", "shoe", "sock"]
+    assert [p and p.name for p in region.image_paths] == ["a.png", None, "b.jpg"]
+    assert region.state == region.folder / "state"
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "jsonl.gz"])
+def test_every_form_opens_alike(make, form):
+    parquet, other = open_region(make()), open_region(make(form=form))
+    assert other.problems == []
+    assert other.catalog.equals(parquet.catalog)
+    assert other.catalog_digest == parquet.catalog_digest
+    assert read_clicks(other).equals(read_clicks(parquet))
+    assert read_clicks(other)["ts"].to_list() == [NOON]
+
+
+def test_gzipped_csv(make):
+    folder = make(form="csv")
+    plain = open_region(folder).catalog
+    (folder / "catalog.csv.gz").write_bytes(gzip.compress((folder / "catalog.csv").read_bytes()))
+    (folder / "region.toml").write_text(toml(catalog="catalog.csv.gz"))
+    assert open_region(folder).catalog.equals(plain)
+
+
+def test_text_fields_in_their_order_without_gaps(make):
+    region = open_region(make(text_fields=["brand", "title"]))
+    assert region.texts == ["Aco boot", "shoe", "Bix sock"]
+
+
+def test_attributes_as_json_text_and_as_map(make):
+    catalog = with_cell(CATALOG, 0, attributes='{"Colour": "red", "Size": 42}')
+    pairs = [{"key": "Colour", "value": "red"}, {"key": "Size", "value": "42"}]
+    as_text = open_region(make(catalog, form="csv")).catalog["attributes"].to_list()
+    as_object = with_cell(CATALOG, 0, attributes={"Colour": "red", "Size": 42})
+    as_map = with_cell(CATALOG, 0, attributes=pairs)
+    assert as_text == [pairs, None, None]
+    assert open_region(make(as_object, form="jsonl")).catalog["attributes"].to_list() == as_text
+    assert open_region(make(as_map)).catalog["attributes"].to_list() == as_text
+
+
+@pytest.mark.parametrize(
+    ("number", "cells", "kept", "reason"),
+    [
+        (1, {"product_id": None}, 2, "product_id: missing"),
+        (1, {"title": "  "}, 2, "title: missing"),
+        (1, {"product_id": "p0"}, 2, "duplicate product_id 'p0'"),
+        (1, {"price": -1.0}, 3, "price: below 0"),
+        (1, {"price": float("nan")}, 3, "price: not a finite number"),
+        (1, {"image": "gone.png"}, 3, "image: file not found"),
+        (1, {"image": "../region.toml"}, 3, "image: outside the images folder"),
+        (1, {"image": "sub"}, 3, "image: cannot be decoded"),
+    ],
+)
+def test_a_bad_product_is_named_by_file_row_and_reason(make, number, cells, kept, reason):
+    region = open_region(make(with_cell(CATALOG, number, **cells)))
+    assert region.problems == [f"catalog.parquet row 2: {reason}"]
+    assert region.catalog.height == len(region.texts) == len(region.image_paths) == kept
+    assert region.image_paths[-1] is not None
+
+
+def test_an_unsound_optional_cell_is_emptied(make):
+    catalog = with_cell(CATALOG, 1, price="cheap", in_stock="maybe", updated_at="soon", sales="1.5")
+    region = open_region(make(catalog, form="jsonl"))
+    assert region.catalog.height == 3
+    assert region.catalog.row(1, named=True)["price"] is None
+    assert region.problems == [
+        "catalog.jsonl row 2: in_stock: not true or false",
+        "catalog.jsonl row 2: price: not a finite number",
+        "catalog.jsonl row 2: sales: not a whole number",
+        "catalog.jsonl row 2: updated_at: not a time such as 2025-03-01T12:00:00Z",
+    ]
+
+
+def test_a_broken_json_line_is_named_and_the_rest_kept(make):
+    folder = make(form="jsonl")
+    lines = (folder / "catalog.jsonl").read_text().splitlines()
+    (folder / "catalog.jsonl").write_text("\n".join([lines[0], '{"pro', "", "[1]", lines[2]]))
+    region = open_region(folder)
+    assert region.catalog["product_id"].to_list() == ["p0", "p2"]
+    assert region.problems == [f"catalog.jsonl row {row}: not a JSON object" for row in (2, 4)]
+
+
+UNREADABLE = {
+    "empty": b"",
+    "garbage": b"garbage",
+    "cut-off PNG": photo()[:50],
+    "cut-off JPEG": photo("JPEG", size=(99, 99))[:-40],
+    "format not allowed": photo("TIFF"),
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_an_unreadable_photo_costs_the_photo_not_the_product(make, content):
+    folder = make()
+    (folder / "images/a.png").write_bytes(content)
+    region = open_region(folder)
+    assert region.problems == ["catalog.parquet row 1: image: cannot be decoded"]
+    assert region.image_paths[0] is None
+    assert region.catalog["image"].to_list() == [None, None, "sub/b.jpg"]
+
+
+def test_a_decompression_bomb_is_not_unpacked(make, monkeypatch):
+    monkeypatch.setattr("client.region.MAX_IMAGE_PIXELS", 63)
+    region = open_region(make())
+    assert [line.split(": ")[2] for line in region.problems] == [
+        "above 63 pixels or 67,108,864 B"
+    ] * 2
+
+
+def test_digest_changes_with_what_changes_vectors_only(make):
+    first = open_region(make()).catalog_digest
+    same = [with_cell(CATALOG, 0, price=99.0), with_cell(CATALOG, 0, in_stock=False)]
+    other = [with_cell(CATALOG, 0, title="x"), with_cell(CATALOG, 0, image=None), CATALOG[::-1]]
+    assert {open_region(make(rows)).catalog_digest for rows in same} == {first}
+    assert len({open_region(make(rows)).catalog_digest for rows in other} | {first}) == 4
+    folder = make()
+    (folder / "images/a.png").write_bytes(photo(colour=(1, 2, 3)))
+    assert open_region(folder).catalog_digest != first
+
+
+def test_too_many_bad_rows_refuse_the_region(make):
+    catalog = [CATALOG[0]] * 3
+    assert open_region(make(catalog, max_bad_rows=2)).catalog.height == 1
+    with pytest.raises(DataError, match=r"3 bad rows, 2 allowed; first: row 2: duplicate .*'p0'; "):
+        open_region(make([*catalog, CATALOG[0]], max_bad_rows=2))
+
+
+@pytest.mark.parametrize(
+    ("catalog", "match"),
+    [
+        ([{"product_id": "p"}], r"catalog.parquet: no column title among: product_id; add"),
+        ([row | {"title": None} for row in CATALOG], r"no sound row; first: row 1: title: missing"),
+    ],
+)
+def test_an_unusable_catalog_is_refused_in_one_line(make, catalog, match):
+    with pytest.raises(DataError, match=match) as caught:
+        open_region(make(catalog))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("catalog.csv", b"", "empty file"),
+        ("catalog.csv", b"product_id,title\n", "no rows"),
+        ("catalog.csv", b'product_id,title\n1,"secret\xff\n', r"cannot be read \(ComputeError\)"),
+        ("catalog.jsonl", b"\n", "no rows"),
+        ("catalog.parquet", b"PAR1 not really", "cannot be read"),
+        ("catalog.jsonl.gz", b"not gzip", r"cannot be read \(BadGzipFile\)"),
+        ("catalog.xlsx", b"", r"unknown kind; use .parquet, .csv or .jsonl"),
+        ("catalog.parquet", None, r"not found; see \[data\] in region.toml"),
+    ],
+)
+def test_an_unusable_file_is_refused_in_one_line(tmp_path, name, content, match):
+    (tmp_path / "region.toml").write_text(toml(catalog=name))
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=match) as caught:
+        open_region(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_clicks_come_in_their_columns(make):
+    clicks = read_clicks(open_region(make()))
+    assert clicks.schema == pl.Schema(CLICK_COLUMNS)
+    assert clicks.row(0, named=True)["purchased"] is False
+
+
+@pytest.mark.parametrize(
+    ("cells", "kept", "reason"),
+    [
+        ({"product_id": "p9"}, 1, "unknown product_id 'p9'"),
+        ({"request_id": None}, 1, "request_id: missing"),
+        ({"query": " "}, 1, "query: missing"),
+        ({"position": 0}, 1, "position: below 1"),
+        ({"position": "top"}, 1, "position: not a whole number"),
+        ({"clicked": "perhaps"}, 1, "clicked: not true or false"),
+        ({"ts": "yesterday"}, 1, "ts: not a time such as 2025-03-01T12:00:00Z"),
+        ({"propensity": 0.0}, 2, "propensity: outside (0, 1]"),
+        ({"propensity": 1.5}, 2, "propensity: outside (0, 1]"),
+    ],
+)
+def test_a_bad_click_is_named_by_file_row_and_reason(make, cells, kept, reason):
+    region = open_region(make(clicks=[CLICK, CLICK | cells], form="jsonl"))
+    clicks = read_clicks(region)
+    read_clicks(region)
+    assert clicks.height == kept
+    assert clicks["propensity"].to_list() == [None] * kept
+    assert region.problems == [f"clicks.jsonl row 2: {reason}"]
+
+
+def test_a_query_by_photo_needs_no_words(make):
+    region = open_region(make(clicks=[CLICK | {"query": None, "query_image": "q.jpg"}]))
+    assert read_clicks(region)["query"].to_list() == [""]
+    assert region.problems == []
+
+
+def test_too_many_bad_clicks_are_refused(make):
+    region = open_region(make(clicks=[CLICK | {"product_id": "p9"}] * 3, max_bad_rows=2))
+    with pytest.raises(DataError, match=r"clicks.parquet: 3 bad rows, 2 allowed; first: row 1"):
+        read_clicks(region)
+
+
+def test_qrels(make):
+    qrel = {"query": "boots", "product_id": "p0", "grade": 2}
+    rows = [qrel, qrel | {"grade": 1}, qrel | {"product_id": "p9"}, qrel | {"query": "x"}]
+    region = open_region(make(qrels=[*rows, qrel | {"query": "y", "grade": -1}]))
+    qrels = read_qrels(region)
+    assert qrels.schema == pl.Schema(QREL_COLUMNS)
+    assert qrels["grade"].to_list() == [2, 2]
+    assert region.problems == [
+        "qrels.parquet row 2: second grade for one query and product_id 'p0'",
+        "qrels.parquet row 3: unknown product_id 'p9'",
+        "qrels.parquet row 5: grade: below 0",
+    ]
+
+
+def test_qrels_that_nobody_named(make):
+    with pytest.raises(DataError, match=r"region.toml: data.qrels: not set; name a qrels file"):
+        read_qrels(open_region(make()))

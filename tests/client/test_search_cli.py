@@ -1,0 +1,130 @@
+"""`fedshelf search`: what it prints, its exit codes, and that its help imports nothing heavy."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+import client.indexing
+from client.cli import app
+from client.indexing import build_region_index
+from client.region import open_region
+from shared.errors import ConfigError, RetrievalError
+
+WORDS = ["red", "blue", "boots", "phone"]
+runner = CliRunner()
+
+
+class BagOfWords:
+    """One dimension a word; a photo is the word in its file name."""
+
+    digest = "e" * 64
+
+    def encode_products(
+        self, texts: Sequence[str | None], images: Sequence[Path | None]
+    ) -> NDArray[np.float32]:
+        both = [
+            (text or "").split() + ([image.stem] if image else [])
+            for text, image in zip(texts, images, strict=True)
+        ]
+        counts = np.array([[words.count(word) for word in WORDS] for words in both], np.float32)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+    encode_queries = encode_products
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "region.toml").write_text(
+        'region = "north"\n[base]\npath = "base"\nfingerprint = "b"\nrelease_key = "k"\n'
+        'releases = "releases"\n'
+    )
+    catalog = {
+        "product_id": ["a", "b", "c"],
+        "title": ["red boots", "blue boots", "phone"],
+        "brand": ["[bold]Acme", None, "Bell"],
+        "price": [1234.5, 8.0, None],
+        "currency": ["EUR", None, None],
+    }
+    pl.DataFrame(catalog).write_parquet(tmp_path / "catalog.parquet")
+    build_region_index(open_region(tmp_path), BagOfWords(), release=4)
+    monkeypatch.setattr(client.indexing, "load_region_encoder", lambda *_, **__: BagOfWords())
+    return tmp_path
+
+
+def test_a_table_of_hits_with_its_stamp(folder: Path) -> None:
+    result = runner.invoke(app, ["--region", str(folder), "red boots"])
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    first = next(line for line in lines if "red boots" in line)
+    for cell in ("1", "a", "[bold]Acme", "1,234.50 EUR", "1.000"):
+        assert cell in first
+    assert lines[-1] == "region north, release 4, encoder eeeeeeeeeeee"
+
+
+def test_json_says_the_same(folder: Path) -> None:
+    result = runner.invoke(app, ["--region", str(folder), "red boots", "--k", "2", "--json"])
+    answer = json.loads(result.stdout)
+    assert {
+        key: answer[key] for key in ("region", "release", "encoder_digest", "catalog_changed")
+    } == {
+        "region": "north",
+        "release": 4,
+        "encoder_digest": "e" * 64,
+        "catalog_changed": False,
+    }
+    assert [(hit["rank"], hit["product_id"]) for hit in answer["hits"]] == [(1, "a"), (2, "b")]
+    assert answer["hits"][0]["score"] == pytest.approx(1)
+
+
+def test_a_photo_and_a_photo_with_words(folder: Path) -> None:
+    for photo, words, best in (("phone", [], "c"), ("boots", ["blue"], "b")):
+        path = folder / f"{photo}.jpg"
+        path.touch()
+        arguments = ["--region", str(folder), *words, "--image", str(path), "--json"]
+        assert json.loads(runner.invoke(app, arguments).stdout)["hits"][0]["product_id"] == best
+
+
+def test_an_index_of_an_older_catalog_says_so(folder: Path) -> None:
+    catalog = pl.read_parquet(folder / "catalog.parquet")
+    catalog.filter(pl.col("product_id") != "a").write_parquet(folder / "catalog.parquet")
+    result = runner.invoke(app, ["--region", str(folder), "red boots"])
+    assert "The catalog has changed" in result.stdout
+    assert "red boots" not in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["  "], ["red", "--k", "0"], ["red", "--colour"]])
+def test_wrong_usage_is_exit_code_2(folder: Path, arguments: list[str]) -> None:
+    assert runner.invoke(app, ["--region", str(folder), *arguments]).exit_code == 2
+
+
+def test_what_a_person_can_mend_is_a_named_error(folder: Path, tmp_path: Path) -> None:
+    cases = (
+        (["--region", str(tmp_path / "nowhere"), "red"], ConfigError, "region.toml"),
+        (["--region", str(folder), "--image", "none.jpg"], RetrievalError, "none.jpg: not found"),
+    )
+    for arguments, kind, message in cases:
+        error = runner.invoke(app, arguments).exception
+        assert isinstance(error, kind)
+        assert message in str(error)
+
+
+def test_another_encoder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BagOfWords, "digest", "f" * 64)
+    error = runner.invoke(app, ["--region", str(folder), "red"]).exception
+    assert isinstance(error, RetrievalError)
+    assert "made by encoder eeeeeeeeeeee" in str(error)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("torch", "faiss", "polars", "numpy", "transformers", "timm", "peft", "flwr")
+    code = f"import sys, client.cli; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,152 @@
+"""Hand-worked values first (written as fractions), then laws, then equality with ranx."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.metrics import (
+    grades_of,
+    has_relevant,
+    judged_at_k,
+    mrr_at_k,
+    ndcg_at_k,
+    ndcg_judged_at_k,
+    recall_at_k,
+)
+
+METRICS = [ndcg_at_k, ndcg_judged_at_k, recall_at_k, mrr_at_k, judged_at_k]
+LOG3 = math.log2(3)
+
+
+def ranking(*lists):
+    width = max(map(len, lists))
+    return np.array([[*rows, *[-1] * (width - len(rows))] for rows in lists], dtype=np.int64)
+
+
+def judgments(*dicts):
+    return [
+        (np.array([*d], dtype=np.int64), np.array([*d.values()], dtype=np.int64)) for d in dicts
+    ]
+
+
+def test_grades_of_looks_up_each_query_apart():
+    got = grades_of(ranking([4, 0, 9], [0]), judgments({0: 2, 4: 0}, {9: 1, 0: 3}))
+    assert got.tolist() == [[0, 2, -1], [3, -1, -1]]
+
+
+def test_padding_is_never_judged_even_next_to_the_last_row_of_the_query_before():
+    assert grades_of(ranking([], [0]), judgments({5: 3, 4: 3}, {0: 1}))[0].tolist() == [-1]
+
+
+def test_ndcg_by_hand():
+    got = ndcg_at_k(ranking([7, 1, 2]), judgments({1: 3, 2: 1, 3: 2}), k=3)
+    gained = 7 / LOG3 + 1 / 2
+    ideal = 7 + 3 / LOG3 + 1 / 2
+    assert got == pytest.approx([gained / ideal])
+
+
+def test_ndcg_ideal_is_cut_at_k():
+    got = ndcg_at_k(ranking([1, 9]), judgments({1: 1, 2: 1, 3: 1}), k=1)
+    assert got == pytest.approx([1.0])
+
+
+def test_ndcg_over_judged_removes_before_it_cuts():
+    ranked, qrels = ranking([8, 9, 5, 1]), judgments({1: 1, 5: 0})
+    assert ndcg_at_k(ranked, qrels, k=2) == pytest.approx([0.0])
+    assert ndcg_judged_at_k(ranked, qrels, k=2) == pytest.approx([1 / LOG3])
+
+
+def test_recall_divides_by_every_relevant_product():
+    got = recall_at_k(
+        ranking([1, 9, 2], [9, 1, 2]), judgments(*[{1: 1, 2: 3, 3: 2, 9: 0}] * 2), k=2
+    )
+    assert got == pytest.approx([1 / 3, 1 / 3])
+
+
+def test_mrr_is_the_first_relevant_rank_within_k():
+    qrels = judgments(*[{1: 1, 2: 3, 9: 0}] * 3)
+    assert mrr_at_k(ranking([9, 2, 1], [1, 2], [9, 8, 7, 1]), qrels, k=3) == pytest.approx(
+        [1 / 2, 1, 0]
+    )
+
+
+def test_judged_divides_by_what_is_shown():
+    qrels = judgments(*[{1: 0, 2: 2}] * 4)
+    got = judged_at_k(ranking([1, 8, 9, 2], [1], [8], []), qrels, k=3)
+    assert got == pytest.approx([1 / 3, 1, 0, 0])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_nothing_judged_scores_zero(metric):
+    assert metric(ranking([1, 2]), judgments({}), k=10).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_nothing_ranked_and_no_queries(metric):
+    assert metric(np.empty((1, 0), dtype=np.int64), judgments({1: 1}), k=10).tolist() == [0.0]
+    assert metric(np.empty((0, 5), dtype=np.int64), [], k=10).shape == (0,)
+
+
+def test_has_relevant_wants_a_grade_of_one():
+    assert has_relevant(judgments({1: 0}, {1: 1}, {})).tolist() == [False, True, False]
+
+
+GRADES = st.dictionaries(st.integers(0, 30), st.integers(0, 3), min_size=1, max_size=15)
+LISTS = st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=20)
+
+
+@given(GRADES, LISTS, st.integers(1, 25))
+def test_values_stay_within_zero_and_one(grades, rows, k):
+    for metric in METRICS:
+        assert 0.0 <= metric(ranking(rows), judgments(grades), k=k)[0] <= 1.0 + 1e-12
+
+
+@given(GRADES, st.integers(1, 25))
+def test_the_ideal_list_has_ndcg_one(grades, k):
+    best = sorted(grades, key=lambda row: -grades[row])
+    expected = 1.0 if max(grades.values()) else 0.0
+    assert ndcg_at_k(ranking(best), judgments(grades), k=k) == pytest.approx([expected])
+
+
+@given(GRADES, LISTS, st.integers(1, 25))
+def test_a_query_scores_the_same_alone_and_among_others(grades, rows, k):
+    other = {row: 3 for row in range(40)}
+    for metric in METRICS:
+        among = metric(ranking([3, 2], rows, [9]), judgments(other, grades, other), k=k)
+        assert among[1] == pytest.approx(metric(ranking(rows), judgments(grades), k=k)[0])
+
+
+@given(GRADES, LISTS)
+def test_fully_judged_lists_have_one_ndcg(grades, rows):
+    everything = {row: grades.get(row, 0) for row in range(31)}
+    args = ranking(rows), judgments(everything)
+    assert ndcg_at_k(*args, k=10) == pytest.approx(ndcg_judged_at_k(*args, k=10))
+
+
+@pytest.fixture
+def ranx(monkeypatch):
+    """ranx interpreted: compiling it takes half a minute, these twenty queries do not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numba and ranx warn on import
+        import numba
+
+        monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+        return pytest.importorskip("ranx")
+
+
+def test_equals_ranx(ranx):
+    rng = np.random.default_rng(7)
+    qrels = [{int(r): int(rng.integers(0, 4)) for r in rng.permutation(40)[:12]} for _ in range(20)]
+    lists = [rng.permutation(40)[:25].tolist() for _ in range(20)]
+    theirs = ranx.Qrels(
+        {f"q{i:02}": {str(r): g for r, g in d.items()} for i, d in enumerate(qrels)}
+    )
+    runs = {f"q{i:02}": {str(r): 99.0 - j for j, r in enumerate(x)} for i, x in enumerate(lists)}
+    names = ["ndcg_burges@10", "recall@10", "mrr@10"]
+    expected = ranx.evaluate(theirs, ranx.Run(runs), names, return_mean=False)
+    for name, metric in zip(names, [ndcg_at_k, recall_at_k, mrr_at_k], strict=True):
+        assert metric(ranking(*lists), judgments(*qrels), k=10) == pytest.approx(expected[name])
