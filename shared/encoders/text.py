@@ -19,7 +19,8 @@ from shared.encoders.lora import attach_lora, lora_targets
 from shared.encoders.split import SplitTower, find_blocks
 from shared.errors import BaseError
 
-transformers.logging.disable_progress_bar()  # a bar for every load is noise in a service's log
+# A bar for every load is noise in a log.
+transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
