@@ -1,11 +1,13 @@
 """The front door of the command line: composes the sub-commands that live beside their code.
 
-A person's mistake is one line and exit code 1 (2 for usage); `--debug` shows the traceback.
+A person's mistake is one line on standard error and exit code 1, or 2 where the command itself was
+given wrongly; `--debug` shows the traceback.
 """
 
 import sys
 from typing import Annotated
 
+import click
 import typer
 
 import client.cli
@@ -19,22 +21,32 @@ app.add_typer(client.cli.app)
 
 @app.callback()
 def front_door(
-    debug: Annotated[bool, typer.Option(help="Show tracebacks of errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Federated product search for retailers whose regions cannot pool their data."""
     del debug  # read by main, before any command runs
 
 
 def main() -> None:
-    """Run the command line; a FedshelfError becomes one line on standard error and exit code 1."""
+    """Run the command line and exit: 0 well, 1 a named error, 2 usage, 130 interrupted."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        typer.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except click.Abort:
+        sys.exit(130)
     except FedshelfError as error:
         if "--debug" in sys.argv:
             raise
-        line = " ".join(str(error).split())
-        typer.echo(f"error: {line}", err=True)
-        sys.exit(1)
+        _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

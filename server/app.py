@@ -1,6 +1,7 @@
 """The Flower ServerApp: shake hands with the regions, run the rounds, keep what came of them."""
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,12 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from server.history import History, RoundRecord
-from server.strategy import CheckedFedAvg
+from server.strategy import CheckedFedAvg, failure_kind
 from shared import wire
 from shared.adapter import Adapter, schema_hash
 from shared.config import FederationConfig, parse_run_config
 from shared.errors import ConfigError, FederationError, WireError
+from shared.schema import REGION_NAME
 
 log = logging.getLogger("fedshelf.server")
 
@@ -84,8 +86,10 @@ def handshake(
     """
     nodes = wait_for_nodes(grid, config)
     requests = [Message(wire.describe_request(), node, wire.DESCRIBE) for node in nodes]
-    replies = grid.send_and_receive(requests, timeout=config.round_timeout_s)
+    replies = list(grid.send_and_receive(requests, timeout=config.round_timeout_s))
     cohort: dict[int, str] = {}
+    for silent in sorted(set(nodes) - {reply.metadata.src_node_id for reply in replies}):
+        log.warning("node %d refused: no reply within %.0f s", silent, config.round_timeout_s)
     for reply in sorted(replies, key=lambda message: message.metadata.src_node_id):
         try:
             description = _description(reply)
@@ -94,7 +98,7 @@ def handshake(
                 raise WireError(f'region "{description.region}": another node has this name')
             cohort[reply.metadata.src_node_id] = description.region
         except WireError as error:
-            log.warning("refused: %s", error)
+            log.warning("node %d refused: %s", reply.metadata.src_node_id, error)
     if len(cohort) < config.min_regions:
         raise FederationError(
             f"{len(cohort)} of {len(nodes)} nodes can take part, min-regions is "
@@ -124,9 +128,11 @@ def wait_for_nodes(grid: Grid, config: FederationConfig) -> list[int]:
 
 def _description(reply: Message) -> wire.Description:
     if reply.has_error():
-        node = reply.metadata.src_node_id
-        raise WireError(f"node {node} failed to describe itself: {reply.error.reason or ''}")
-    return wire.read_description(reply.content)
+        raise WireError(f"it failed to describe itself: {failure_kind(reply.error)}")
+    description = wire.read_description(reply.content)
+    if not re.fullmatch(REGION_NAME, description.region):  # it goes into logs and history.json
+        raise WireError("the name it gives is not that of a region: a-z, 0-9, _ and -")
+    return description
 
 
 def _require_same(description: wire.Description, fingerprint: str, schema: str) -> None:

@@ -121,10 +121,11 @@ class History:
         return self.folder / "rounds" / f"{server_round:04d}.safetensors"
 
 
-def by_region(history: list[RoundRecord], metric: str = "ndcg@10") -> Mapping[str, list[float]]:
-    """Learning curves: a validation metric of each region, round 0 first."""
-    names = sorted({name for record in history for name in record.validation})
+def by_region(
+    history: list[RoundRecord], metric: str = "ndcg@10"
+) -> Mapping[str, list[float | None]]:
+    """Learning curves: a validation metric of each region, round 0 first; None where unknown."""
+    names = sorted({name for record in history for name in record.cohort})
     return {
-        name: [record.validation[name][metric] for record in history if name in record.validation]
-        for name in names
+        name: [record.validation.get(name, {}).get(metric) for record in history] for name in names
     }

@@ -7,10 +7,19 @@ not passed. A bad reply is dropped and named; the round goes on with the rest if
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
@@ -21,6 +30,7 @@ from shared.config import FederationConfig
 from shared.errors import FederationError, WireError
 
 log = logging.getLogger("fedshelf.server")
+_KIND = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 class CheckedFedAvg(FedAvg):
@@ -132,7 +142,7 @@ class CheckedFedAvg(FedAvg):
             silent.discard(region)
             try:
                 if message.has_error():
-                    raise WireError(f"region failed: {message.error.reason or ''}")
+                    raise WireError(f"region failed: {failure_kind(message.error)}")
                 message.content = check(message.content)
                 passed[region] = message
             except WireError as error:
@@ -158,10 +168,21 @@ class CheckedFedAvg(FedAvg):
         self._record.rejected.append({"region": region, "reason": reason})
 
     def _require_quorum(self, accepted: int) -> None:
-        needed = math.ceil(self._config.quorum * len(self._cohort))
+        share = self._config.quorum * len(self._cohort)
+        needed = math.ceil(share - 1e-9)  # 0.07 * 100 is 7.000000000000001
         if accepted < needed:
             reasons = "; ".join(f"{r['region']}: {r['reason']}" for r in self._record.rejected)
             raise FederationError(
                 f"round {self._record.round}: {accepted} of {len(self._cohort)} regions answered "
                 f"well, the quorum is {needed} ({reasons}); mend those regions and run again"
             )
+
+
+def failure_kind(error: Error) -> str:
+    """What headquarters may know of a failed region: the kind of its error, never the text.
+
+    Our ClientApp sends no more than that; Flower, and a ClientApp that is not ours, may send a
+    whole exception, and its text may quote the region's data.
+    """
+    reason = error.reason or ""
+    return reason if _KIND.fullmatch(reason) else f"error code {error.code}"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from shared.durable import replace_file
-from shared.errors import FederationError
+from shared.errors import FederationError, WireError
 
 Adapter = dict[str, Tensor]
 
@@ -36,6 +36,19 @@ def norm(update: Mapping[str, Tensor]) -> float:
     """L2 norm over all tensors of an update."""
     squares = [tensor.double().square().sum() for tensor in update.values()]
     return float(torch.stack(squares).sum().sqrt())
+
+
+def require_same_form(adapter: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Hold an adapter to the names and shapes of another one.
+
+    Raises:
+        WireError: names the first tensor that is missing, unknown or of another shape.
+    """
+    for name in sorted(expected.keys() | adapter.keys()):
+        found = tuple(adapter[name].shape) if name in adapter else "nothing"
+        wanted = tuple(expected[name].shape) if name in expected else "nothing"
+        if found != wanted:
+            raise WireError(f"adapter: {name}: found {found}, expected {wanted}; of another base?")
 
 
 def num_bytes(adapter: Mapping[str, Tensor]) -> int:

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from shared.errors import ConfigError
 
@@ -71,7 +71,7 @@ class FederationConfig:
         """
         progress = (server_round - 1) / max(self.num_rounds - 1, 1)
         height = (1 + math.cos(math.pi * progress)) / 2
-        rate = self.final_learning_rate + height * (self.learning_rate - self.final_learning_rate)
+        rate = height * self.learning_rate + (1 - height) * self.final_learning_rate
         shared = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
         return TrainConfig(**{**shared, "learning_rate": rate})
 
@@ -100,20 +100,21 @@ def parse_run_config(run_config: Mapping[str, Any]) -> FederationConfig:
     """
     if not run_config:
         run_config = json.loads(os.environ.get(RUN_CONFIG_VARIABLE, "{}"))
-    merged = default_run_config()
-    for key, value in run_config.items():
-        if key not in merged:
-            raise ConfigError(f'run config: unknown key "{key}"; known: {", ".join(merged)}')
-        merged[key] = _cast(key, value, type(merged[key]))
-    config = FederationConfig(**{key.replace("-", "_"): value for key, value in merged.items()})
+    defaults, kinds = default_run_config(), get_type_hints(FederationConfig)
+    for key in run_config:
+        if key not in defaults:
+            raise ConfigError(f'run config: unknown key "{key}"; known: {", ".join(defaults)}')
+    values = {key.replace("-", "_"): value for key, value in {**defaults, **run_config}.items()}
+    config = FederationConfig(**{name: _cast(name, values[name], kinds[name]) for name in values})
     _check_ranges(config)
     return config
 
 
-def _cast(key: str, value: Any, wanted: type) -> Any:
-    if wanted is float and isinstance(value, int):
+def _cast(name: str, value: Any, wanted: type) -> Any:
+    if wanted is float and type(value) is int:
         return float(value)
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+    if type(value) is not wanted:  # not isinstance: true is an int to Python
+        key = name.replace("_", "-")
         raise ConfigError(f'run config: "{key}" is {value!r}, expected {wanted.__name__}')
     return value
 
@@ -121,8 +122,17 @@ def _cast(key: str, value: Any, wanted: type) -> Any:
 def _check_ranges(config: FederationConfig) -> None:
     positive = ("num_rounds", "min_regions", "local_epochs", "batch_size", "learning_rate")
     for name in (*positive, "clip_norm", "max_update_norm", "max_examples", "round_timeout_s"):
-        if not getattr(config, name) > 0:
-            key = name.replace("_", "-")
-            raise ConfigError(f'run config: "{key}" is {getattr(config, name)}, must be above 0')
-    if not 0 < config.quorum <= 1:
-        raise ConfigError(f'run config: "quorum" is {config.quorum}, must be in (0, 1]')
+        _require(getattr(config, name) > 0, config, name, "must be above 0")
+    not_negative = ("seed", "final_learning_rate", "weight_decay", "alignment_weight")
+    for name in (*not_negative, "region_wait_s"):
+        _require(getattr(config, name) >= 0, config, name, "must be 0 or more")
+    for name, kind in get_type_hints(FederationConfig).items():
+        if kind is float:
+            _require(math.isfinite(getattr(config, name)), config, name, "must be finite")
+    _require(0 < config.quorum <= 1, config, "quorum", "must be in (0, 1]")
+
+
+def _require(holds: bool, config: FederationConfig, name: str, rule: str) -> None:
+    if not holds:
+        key = name.replace("_", "-")
+        raise ConfigError(f'run config: "{key}" is {getattr(config, name)}, {rule}')

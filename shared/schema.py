@@ -56,6 +56,7 @@ QREL_COLUMNS: dict[str, pl.DataType] = {
 }
 QREL_REQUIRED = ("query", "product_id", "grade")
 
+REGION_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 TEXT_FIELDS = ("title", "description", "brand", "category")
 Fraction = Annotated[float, Field(ge=0.0, lt=0.5)]
 
@@ -95,7 +96,7 @@ class BaseConfig(_Strict):
 class RegionConfig(_Strict):
     """`region.toml`: everything a region's operator decides."""
 
-    region: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    region: str = Field(pattern=REGION_NAME)
     locale: str = "en"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     state: str = "state"

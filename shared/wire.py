@@ -5,6 +5,7 @@ without quoting it. No other module knows a record key.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
@@ -22,6 +23,7 @@ PROTOCOL_VERSION = 1
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # as Flower's strategies name them
 NUM_EXAMPLES = "num-examples"
 DESCRIBE = "query.describe"
+_METRIC_NAME = re.compile(r"[a-z][a-z0-9_@]{0,31}")
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,11 @@ def read_description(content: RecordDict) -> Description:
     """Read a region's description.
 
     Raises:
-        WireError: a field is missing, unknown or of another type.
+        WireError: a field is missing or of another type. Fields this version does not know are
+            passed over, so that a newer region can be refused for its protocol version.
     """
     values = _underscored(_config(content))
-    for name, kind in get_type_hints(Description).items():
-        if not isinstance(values.get(name), kind):
-            raise WireError(f'description: "{name}" is missing or not of type {kind.__name__}')
+    _check_types("description", values, Description)
     return Description(**{field.name: values[field.name] for field in fields(Description)})
 
 
@@ -132,9 +133,10 @@ def read_train_request(content: RecordDict) -> tuple[Adapter, TrainConfig, int]:
     values = _underscored(_config(content))
     server_round = values.pop("server_round", None)
     wanted = {field.name for field in fields(TrainConfig)}
-    if not isinstance(server_round, int) or values.keys() != wanted:
+    if type(server_round) is not int or values.keys() != wanted:
         odd = sorted(wanted ^ values.keys())
         raise WireError(f"train message: missing or unknown {odd or 'server-round'}")
+    _check_types("train message", values, TrainConfig)
     return decode_adapter(_arrays(content)), TrainConfig(**values), server_round
 
 
@@ -208,7 +210,10 @@ def read_evaluate_reply(content: RecordDict, *, max_examples: int) -> EvaluateRe
     """
     metrics = _metrics(content)
     num_examples = _count(metrics, max_examples)
-    means = {name: _finite(metrics, name) for name in metrics if name != NUM_EXAMPLES}
+    names = [name for name in metrics if name != NUM_EXAMPLES]
+    if not all(_METRIC_NAME.fullmatch(name) for name in names):  # it is a region's text: not quoted
+        raise WireError("a metric has a name that is none, such as ndcg@10")
+    means = {name: _finite(metrics, name) for name in names}
     for name, value in means.items():
         if not 0 <= value <= 1:
             raise WireError(f'metric "{name}" is {value:.3g}, must be in [0, 1]')
@@ -236,8 +241,18 @@ def _check_arrays(arrays: ArrayRecord, sent: Adapter) -> None:
             values = array.numpy()
         except Exception as error:  # the bytes are the region's; anything may be in them
             raise WireError(f"{name}: unreadable array ({type(error).__name__})") from None
-        if values.shape != expected or not np.isfinite(values).all():
-            raise WireError(f"{name}: not finite, or its bytes do not fit its header")
+        if values.shape != expected or values.dtype != np.float32:
+            raise WireError(f"{name}: its bytes do not fit its header")
+        if not np.isfinite(values).all():
+            raise WireError(f"{name}: not finite")
+
+
+def _check_types(where: str, values: Mapping[str, Any], form: type) -> None:
+    """Every field of the dataclass `form` is there with its type; an int will do for a float."""
+    for name, kind in get_type_hints(form).items():
+        accepted = (int, float) if kind is float else (kind,)
+        if type(values.get(name)) not in accepted:  # not isinstance: true is an int to Python
+            raise WireError(f'{where}: "{name}" is missing or not of type {kind.__name__}')
 
 
 def _count(metrics: Mapping[str, Any], max_examples: int) -> int:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -152,7 +153,11 @@ def _run_flower(
     resources: dict[str, Any] = {
         "client_resources": {"num_cpus": os.cpu_count() or 1, "num_gpus": 0.0}
     }
-    with _environment({**FLOWER_ENVIRONMENT, RUN_CONFIG_VARIABLE: json.dumps(dict(run_config))}):
+    variables = {
+        RUN_CONFIG_VARIABLE: json.dumps(dict(run_config)),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # else Ray gives a worker num_cpus
+    }
+    with _environment({**FLOWER_ENVIRONMENT, **variables}):
         run_simulation(server_app, client_app, nodes, backend_config=resources)
 
 

@@ -25,7 +25,13 @@ class RunProgress:
         self.console = console
         self.seconds: dict[str, float] = {}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bars = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+        self._bars = Progress(
+            *columns,
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
         self._task = self._bars.add_task("", total=None, visible=False)
 
     @contextmanager
@@ -55,7 +61,7 @@ class RunProgress:
 
     def line(self, text: str) -> None:
         """Print one line above the bars."""
-        self.console.print(f"  {text}", markup=False, highlight=False)
+        self.console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
 
     def bar(self, title: str) -> Report:
         """A callback that shows `title` with a bar."""
@@ -75,4 +81,5 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
-        self._console.print(f"  {record.getMessage()}", style=style, markup=False, highlight=False)
+        text = f"  {record.getMessage()}"
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ stopped when the same command is given again, and ends with the same figures.
 
 import json
 import resource
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from shared.adapter import Adapter
 from shared.config import FederationConfig, default_run_config, parse_run_config
 from shared.durable import canonical_json, replace_file
 from shared.encoders.encoder import Encoder
-from shared.errors import ConfigError
+from shared.errors import ConfigError, FedshelfError
 from shared.release import ReleaseBase, ReleaseFacts
 from simulations.baselines import (
     Pool,
@@ -102,8 +103,8 @@ def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, An
     _index(workers, encoder, number, run, progress)
     tables, union = _evaluate(workers, world, run, options.seed, progress)
     result = _result(options, world, run, tables, union, encoder.digest, number, progress)
-    replace_file(result_path, canonical_json(result))
     write_report(run, result, _curves(run), _samples(tables, options.seed))
+    replace_file(result_path, canonical_json(result))  # last: it says that the run is complete
     return result
 
 
@@ -111,34 +112,66 @@ def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, An
 
 
 def _claim(run: Path, options: Options) -> None:
-    """Make the run folder, or make sure that it was made with these options."""
+    """Make the run folder, or make sure that it was made with these options.
+
+    Until the data is complete nothing depends on the options, so others may be given.
+    """
     path, asked = run / "run.json", asdict(options)
-    if path.is_file():
-        made = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in asked.items():
-            if made.get(name) != value:
-                raise ConfigError(
-                    f"{run}: was made with --{name} {made.get(name)}, now it is {value}; "
-                    "choose another --out or remove that folder"
-                )
+    if path.is_file() and (run / "world.json").is_file():
+        _require_same_options(path, asked)
         return
-    if run.exists() and any(run.iterdir()):
+    if not path.is_file() and run.exists() and not _is_empty_folder(run):
         raise ConfigError(f"{run}: is not empty and not a run folder; choose another --out")
-    run.mkdir(parents=True, exist_ok=True)
-    replace_file(path, canonical_json(asked))
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        replace_file(path, canonical_json(asked))
+    except OSError as error:
+        raise ConfigError(f"{run}: {error.strerror}; choose another --out") from None
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _require_same_options(path: Path, asked: Mapping[str, Any]) -> None:
+    try:
+        made = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path}: damaged; choose another --out or remove that folder") from None
+    for name, value in asked.items():
+        if made.get(name) != value:
+            raise ConfigError(
+                f"{path.parent}: was made with --{name} {made.get(name)}, now it is {value}; "
+                "choose another --out or remove that folder"
+            )
 
 
 def _prepare(options: Options, run: Path, progress: RunProgress) -> World:
-    return prepare(
-        run,
-        data=options.data,
-        regions=options.regions,
-        rule=options.partition,
-        preset=options.preset,
-        device=options.device,
-        seed=options.seed,
-        progress=progress,
-    )
+    try:
+        return prepare(
+            run,
+            data=options.data,
+            regions=options.regions,
+            rule=options.partition,
+            preset=options.preset,
+            device=options.device,
+            seed=options.seed,
+            progress=progress,
+        )
+    except FedshelfError:
+        if not (run / "world.json").is_file():
+            _withdraw(run)
+        raise
+
+
+def _withdraw(run: Path) -> None:
+    """Leave nothing half-written behind where the data stage failed."""
+    for name in ("regions", "headquarters", "base"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    for name in ("run.json", "judged.parquet"):
+        (run / name).unlink(missing_ok=True)
+    if _is_empty_folder(run):
+        run.rmdir()
 
 
 def _federation(options: Options, run: Path, progress: RunProgress) -> FederationConfig:
@@ -242,7 +275,7 @@ def _facts(encoder: Encoder, best: RoundRecord, options: Options) -> ReleaseFact
     text, image = encoder.base.text, encoder.base.image
     quality = {
         "data": options.data.partition(":")[0] + ", clicks from a click model",
-        "validation_ndcg@10": [row["ndcg@10"] for row in best.validation.values()],
+        "validation_ndcg@10": [row.get("ndcg@10") for row in best.validation.values()],
     }
     return ReleaseFacts(
         base=ReleaseBase(
@@ -351,7 +384,7 @@ def _region_result(table: RegionTable, world: World) -> dict[str, Any]:
     }
 
 
-def _curves(run: Path) -> Mapping[str, Sequence[float]]:
+def _curves(run: Path) -> Mapping[str, Sequence[float | None]]:
     return by_region(History(run / "headquarters").rounds())
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.durable import canonical_json, locked, new_folder, sha256_file
+from shared.durable import canonical_json, new_folder, sha256_file
 from shared.encoders.image import ImageConfig
 from shared.encoders.text import TextConfig
 from shared.errors import BaseError
@@ -52,14 +52,14 @@ def write_base(folder: Path, info: BaseInfo, fill: Callable[[Path], None]) -> Ba
     """Write a base artefact beside `folder` and rename it there.
 
     Args:
-        folder: where it shall be; must not exist.
+        folder: where it shall be; must not exist. Hold `locked(folder.parent)`.
         info: what it is; its fingerprint is computed here.
         fill: writes `text/` and `image/` into the folder it is given.
 
     Returns:
         `info` with its fingerprint.
     """
-    with locked(folder.parent), new_folder(folder) as made:
+    with new_folder(folder) as made:
         fill(made)
         fields = {key: value for key, value in asdict(info).items() if key != "fingerprint"}
         manifest = {"format": FORMAT, **fields, "files": _files(made)}
@@ -80,15 +80,14 @@ def read_base(folder: Path, *, expected: str | None = None) -> BaseInfo:
     try:
         raw = (folder / "BASE.json").read_bytes()
         manifest = json.loads(raw)
-        files, version = manifest.pop("files"), manifest.pop("format")
+        _require_format(folder, manifest.pop("format"))
+        files = manifest.pop("files")
         text, image = TextConfig(**manifest.pop("text")), _image_config(manifest.pop("image"))
         info = BaseInfo(**manifest, text=text, image=image, fingerprint=_sha256(raw))
     except FileNotFoundError:
         raise BaseError(f"{folder}: no BASE.json; this is not a base artefact") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BaseError(f"{folder}/BASE.json: damaged ({error}); copy the base again") from None
-    if version != FORMAT:
-        raise BaseError(f"{folder}: base format {version}, this program reads {FORMAT}; update it")
     if expected is not None and info.fingerprint != expected:
         raise BaseError(
             f"{folder}: base {info.fingerprint[:12]}, expected {expected[:12]}; "
@@ -96,6 +95,12 @@ def read_base(folder: Path, *, expected: str | None = None) -> BaseInfo:
         )
     _verify_files(folder, files)
     return info
+
+
+def _require_format(folder: Path, version: object) -> None:
+    """Asked before any other field is read: another format may have other fields."""
+    if version != FORMAT:
+        raise BaseError(f"{folder}: base format {version}, this program reads {FORMAT}; update it")
 
 
 def _verify_files(folder: Path, expected: dict[str, str]) -> None:
@@ -111,7 +116,7 @@ def _files(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): sha256_file(path)
         for path in names
-        if path.name != "BASE.json"
+        if path != folder / "BASE.json"
     }
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shared.adapter import Adapter
+from shared.adapter import Adapter, require_same_form
 from shared.encoders.base import BaseInfo, read_base
 from shared.encoders.fusion import Fusion, fuse
 from shared.encoders.image import ImageTower
@@ -26,7 +26,6 @@ from shared.encoders.text import TextTower, pad
 from shared.errors import ConfigError, ReleaseError, WireError
 
 BATCH = 256
-FUSION_NAMES = ("fusion/gate", "fusion/log_temperature")
 
 
 @dataclass(frozen=True)
@@ -107,21 +106,15 @@ class Encoder:
         return dict(sorted(named.items()))
 
     def load_adapter(self, adapter: Adapter) -> None:
-        """Swap an adapter in.
+        """Swap an adapter in, all of it or, where it does not fit, nothing of it.
 
         Raises:
             WireError: a name or a shape is not this base's.
         """
-        missing = [name for name in FUSION_NAMES if name not in adapter]
-        unknown = [n for n in adapter if n.partition("/")[0] not in ("text", "image", "fusion")]
-        if missing or unknown:
-            raise WireError(f"adapter: missing {missing}, unknown {unknown}; of another base?")
+        require_same_form(adapter, self.adapter())
         load_lora_state(self.text.peft, _part(adapter, "text/"))
         load_lora_state(self.image.peft, _part(adapter, "image/"))
-        try:
-            self.fusion.load_state_dict(_part(adapter, "fusion/"))
-        except RuntimeError as error:
-            raise WireError(f"adapter: fusion: {str(error).splitlines()[-1].strip()}") from None
+        self.fusion.load_state_dict(_part(adapter, "fusion/"))
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters an optimizer moves, in a fixed order."""
@@ -186,7 +179,7 @@ class Encoder:
         """Unit vectors (N, D) of products, computed from scratch.
 
         Args:
-            texts: N product texts, None where there is none.
+            texts: N product texts, None or empty where there is none.
             images: N photos, None where there is none.
 
         Raises:
@@ -217,7 +210,7 @@ class Encoder:
     def _encode_texts(self, texts: list[str | None]) -> tuple[Tensor, Tensor]:
         hidden, mask = pad(self.text.prefix([text or "" for text in texts]))
         vectors = self.text.suffix(hidden.to(self.device), mask.to(self.device))
-        present = [text is not None for text in texts]
+        present = [bool(text) for text in texts]
         return vectors, torch.tensor(present, device=self.device)
 
     def _encode_images(self, paths: list[Path | None]) -> tuple[Tensor, Tensor]:

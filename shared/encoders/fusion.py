@@ -15,16 +15,18 @@ def fuse(text: Tensor, image: Tensor, has_text: Tensor, has_image: Tensor, gate:
     """Gate-weighted sum of the modalities that are there, back on the unit sphere.
 
     Args:
-        text: unit vectors, (B, D); rows without text may hold anything finite.
-        image: unit vectors, (B, D); likewise.
+        text: unit vectors, (B, D), also of rows without text.
+        image: unit vectors, (B, D); rows without a photo may hold anything finite.
         has_text: (B,) bool.
-        has_image: (B,) bool; at least one of the two is true in every row.
+        has_image: (B,) bool.
         gate: logits of text and image, (2,).
 
     Returns:
-        Unit vectors, (B, D). A row with one modality is that modality's vector, whatever the gate.
+        Unit vectors, (B, D). A row with one modality is that modality's vector, whatever the gate;
+        a row with neither is its text vector (that of the empty text): an export has such rows,
+        and one of them must not make a whole batch NaN.
     """
-    present = torch.stack([has_text, has_image], dim=1)  # (B, 2)
+    present = torch.stack([has_text | ~has_image, has_image], dim=1)  # (B, 2)
     logits = gate.expand(len(text), 2).masked_fill(~present, -math.inf)
     weight = torch.softmax(logits, dim=1)  # (B, 2)
     mixed = weight[:, :1] * text + weight[:, 1:] * image  # (B, D)

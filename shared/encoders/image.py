@@ -24,6 +24,11 @@ from shared.encoders.split import SplitTower, find_blocks
 from shared.errors import DataError
 
 MAX_PIXELS = 64_000_000  # a larger picture is refused before it is decoded
+WHITE = (255, 255, 255)
+FIT = (
+    "JPEG decoded at a reduced scale not below the size (Pillow draft), turned upright by EXIF, "
+    "transparency on white, padded to a white square, bicubic"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,9 @@ def create_image_model(config: ImageConfig) -> nn.Module:
 def load_pixels(path: Path, size: int) -> NDArray[np.uint8]:
     """A photo as the towers see it: RGB, whole picture, white margins to a square.
 
+    `image_config_json` tells readers without our code the same, and the base's fingerprint covers
+    it: change the two together.
+
     Args:
         path: any format Pillow reads.
         size: side in pixels.
@@ -81,12 +89,21 @@ def load_pixels(path: Path, size: int) -> NDArray[np.uint8]:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: {image.width}x{image.height} pixels; at most 64 million")
             image.draft("RGB", (size, size))
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            square = ImageOps.pad(upright, (size, size), color=(255, 255, 255))
-            return np.asarray(square, dtype=np.uint8)
+            upright = _on_white(ImageOps.exif_transpose(image))
+            square = ImageOps.pad(upright, (size, size), color=WHITE)
+            return np.array(square, dtype=np.uint8)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = type(error).__name__
         raise DataError(f"{path}: not a readable picture ({reason}); replace the file") from None
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """RGB; cut-out product photos get a white background, not what lies under the transparency."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    cut_out = image.convert("RGBA")
+    backdrop = Image.new("RGBA", cut_out.size, WHITE)
+    return Image.alpha_composite(backdrop, cut_out).convert("RGB")
 
 
 class ImageTower:
@@ -119,7 +136,7 @@ class ImageTower:
         batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 255
         return (batch - self._mean) / self._std
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: the suffix trains on what this gives
     def prefix(self, paths: Sequence[Path]) -> Tensor:
         """Frozen activations at the cut, (B, ...) float32 on the CPU.
 
@@ -145,7 +162,7 @@ class ImageTower:
 def image_config_json(config: ImageConfig) -> str:
     """What a reader without our code needs to rebuild the plain timm model."""
     fields = {"architecture": config.name, "num_classes": config.dim, "img_size": config.size}
-    pixels = {"mean": config.mean, "std": config.std, "fit": "pad to a white square, bicubic"}
+    pixels = {"mean": config.mean, "std": config.std, "fit": FIT}
     return json.dumps({**fields, **pixels}, indent=2) + "\n"
 
 

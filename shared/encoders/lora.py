@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shared.errors import WireError
+from shared.adapter import require_same_form
 
 
 def lora_targets(model: nn.Module, frozen: Iterable[nn.Module]) -> list[str]:
@@ -74,13 +75,13 @@ def reset_lora(model: PeftModel, generator: torch.Generator) -> None:
         model: from `attach_lora`.
         generator: CPU generator; the same state gives the same factors.
     """
-    for name, parameter in model.named_parameters():
-        if "lora_A" in name:
-            bound = parameter[0].numel() ** -0.5
-            fresh = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            parameter.data.copy_(fresh)
-        elif "lora_B" in name:
-            parameter.data.zero_()
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        bound = down[0].numel() ** -0.5
+        fresh = torch.empty(down.shape).uniform_(-bound, bound, generator=generator)
+        down.data.copy_(fresh)
+        up.data.zero_()
 
 
 def lora_state(model: PeftModel) -> dict[str, Tensor]:
@@ -99,12 +100,7 @@ def load_lora_state(model: PeftModel, state: dict[str, Tensor]) -> None:
     Raises:
         WireError: a name is missing or unknown, or a shape differs.
     """
-    expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
-    for name in sorted(expected.keys() | state.keys()):
-        if name not in state or name not in expected or state[name].shape != expected[name]:
-            found = tuple(state[name].shape) if name in state else "nothing"
-            wanted = tuple(expected[name]) if name in expected else "nothing"
-            raise WireError(f"adapter: {name}: found {found}, expected {wanted}")
+    require_same_form(state, get_peft_model_state_dict(model))
     set_peft_model_state_dict(model, state)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from shared.durable import canonical_json, locked, new_folder, set_aside, sha256_file
 from shared.encoders.image import ImageTower
 from shared.encoders.text import TextTower, pad
+from shared.errors import DataError
 
 BATCH = 128
 Progress = Callable[[int, int], None]  # items done, items in all
@@ -109,7 +110,7 @@ def image_prefixes(
     Raises:
         DataError: a photo cannot be read.
     """
-    content = [hashlib.sha256(path.read_bytes()).hexdigest() if path else "" for path in paths]
+    content = [_photo_digest(path) if path else "" for path in paths]
     key = _key("image", fingerprint, tower.config.adapter_blocks, content)
 
     def compute(folder: Path) -> None:
@@ -173,6 +174,14 @@ def _new_array(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:
         np.save(folder / "data.npy", np.zeros(shape, np.float16), allow_pickle=False)
         return np.lib.format.open_memmap(folder / "data.npy", mode="c")
     return np.lib.format.open_memmap(folder / "data.npy", "w+", np.float16, shape)
+
+
+def _photo_digest(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        reason = error.strerror or "cannot be read"
+        raise DataError(f"{path}: {reason}; put the photo there") from None
 
 
 def _key(kind: str, fingerprint: str, adapter_blocks: int, content: Sequence[str]) -> str:

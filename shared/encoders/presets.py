@@ -34,6 +34,7 @@ from shared.errors import BaseError, ConfigError
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HALF = (0.5, 0.5, 0.5)
+HUB_TIMEOUT_S = 10.0
 Progress = Callable[[int, int], None]
 
 
@@ -165,12 +166,8 @@ def make_base(
     recipe = _recipe(preset, public, seed)
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     folder = cache_root() / "bases" / f"{preset.name}-{digest[:16]}"
-    if folder.exists():
-        try:
-            return folder, read_base(folder)
-        except BaseError:
-            with locked(folder.parent):  # a damaged cache entry is made again
-                set_aside(folder)
+    if known := _intact(folder):
+        return folder, known
 
     def fill(beside: Path) -> None:
         _fill_text(preset, beside / "text", seed)
@@ -185,7 +182,20 @@ def make_base(
         temperature=preset.temperature,
         recipe=recipe,
     )
-    return folder, write_base(folder, info, fill)
+    with locked(folder.parent):
+        if known := _intact(folder):  # another run made it while this one waited
+            return folder, known
+        if folder.exists():
+            set_aside(folder)
+        return folder, write_base(folder, info, fill)
+
+
+def _intact(folder: Path) -> BaseInfo | None:
+    """What a cache entry says; None where there is none, or a damaged one that is made again."""
+    try:
+        return read_base(folder)
+    except BaseError:
+        return None
 
 
 def _recipe(preset: Preset, public: PublicSlice, seed: int) -> dict[str, Any]:
@@ -315,11 +325,15 @@ def _hub_folder(name: str, revision: str) -> Path:
     folder = cache_root() / "hub" / name.replace("/", "--")
     if (folder / "model.safetensors").is_file():
         return folder
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
 
+    patterns = ["*.json", "*.model", "*.txt", "model.safetensors"]
     try:
-        patterns = ["*.json", "*.model", "*.txt", "model.safetensors"]
-        snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=patterns)
+        # Asked first because it fails at once; the download itself retries for half a minute.
+        huggingface_hub.HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
+        huggingface_hub.snapshot_download(
+            name, revision=revision, local_dir=folder, allow_patterns=patterns
+        )
     except Exception as error:
         reason = type(error).__name__
         raise BaseError(

@@ -20,7 +20,7 @@ class _CutReachedError(Exception):
 
 
 def find_blocks(model: nn.Module) -> tuple[str, list[nn.Module]]:
-    """The tower's main sequence of blocks: its longest chain of equal-rank modules.
+    """The tower's main sequence of blocks: its outermost chain of a usual name.
 
     Args:
         model: a transformers encoder or a timm model.
@@ -29,7 +29,7 @@ def find_blocks(model: nn.Module) -> tuple[str, list[nn.Module]]:
         The chain's dotted name in the model and its blocks, first to last.
 
     Raises:
-        BaseError: the model has no chain of at least two blocks.
+        BaseError: the model has no such chain.
     """
     chains = [
         (name, list(module.children()))
@@ -67,7 +67,6 @@ class SplitTower:
                 f"{type(model).__name__}: adapter_blocks is {adapter_blocks}, "
                 f"the tower has {len(blocks)} blocks; choose 1..{len(blocks)}"
             )
-        self.model = model
         self._first = blocks[len(blocks) - adapter_blocks]
         self._below = [*stem, *blocks[: len(blocks) - adapter_blocks]]
 
@@ -96,7 +95,8 @@ class SplitTower:
         """
 
         def inject(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return (activations, *args[1:]), kwargs
+            others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            return (activations, *args[1:]), others
 
         with _pre_hook(self._first, inject), _skipping(self._below):
             yield

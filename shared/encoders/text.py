@@ -100,7 +100,7 @@ class TextTower:
         mask = torch.ones_like(ids) if self.config.pad_to_max else batch["attention_mask"]
         return ids, mask
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: the suffix trains on what this gives
     def prefix(self, texts: Sequence[str]) -> list[Tensor]:
         """Frozen activations at the cut, one (L_i, H) float32 CPU tensor a text, unpadded."""
         ids, mask = self.tokenize(texts)

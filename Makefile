@@ -1,0 +1,38 @@
+# make demo   a fresh clone federates four synthetic store regions and writes the report
+# make test   what CI runs: style, types, tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Exactly one FAISS: the GPU build where a GPU answers.
+FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+
+.PHONY: demo test test-slow constraints clean
+
+demo: $(VENV)/installed
+	$(BIN)/fedshelf simulate --out runs/demo
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not slow"
+
+test-slow: $(VENV)/installed
+	$(BIN)/pytest -q -m slow
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is too old: fedshelf needs Python 3.11 or newer; make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(FAISS),dev]'
+	@touch $@
+
+# After changing a lower bound: installs the newest versions that fit, and pins them.
+constraints:
+	rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[$(FAISS),dev]'
+	{ sed -n 1p constraints.txt; $(BIN)/pip freeze --exclude-editable; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

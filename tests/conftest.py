@@ -1,0 +1,64 @@
+"""What many tests share: a cache of their own, one tiny real encoder, a few photos."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared.adapter import Adapter
+from shared.encoders.encoder import Encoder, load_encoder
+from shared.encoders.presets import PRESETS, PublicSlice, make_base
+
+# Results are bit-equal only for the same number of threads, and CI has two cores.
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FEDSHELF_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(cache: Path) -> Path:
+    """The folder of the random base, made once."""
+    return make_base(PRESETS["tiny"], PublicSlice([], []), seed=0)[0]
+
+
+@pytest.fixture(scope="session")
+def _resident(tiny_base: Path) -> Encoder:
+    return load_encoder(tiny_base, device="cpu")
+
+
+@pytest.fixture
+def encoder(_resident: Encoder) -> Encoder:
+    """The tiny encoder with a fresh adapter."""
+    _resident.reset(seed=0)
+    return _resident
+
+
+@pytest.fixture
+def trained(encoder: Encoder) -> Adapter:
+    """An adapter that has moved away from the fresh one in every number."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in encoder.adapter().items()
+    }
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Six small photos of different size and content."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    paths = [folder / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        coarse = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((40 + number, 48)).save(path)
+    return paths

@@ -1,0 +1,126 @@
+"""Defaults stand once, wrong settings are named, and the learning rate falls along a cosine."""
+
+import json
+import math
+from dataclasses import asdict, fields, replace
+
+import pytest
+
+from shared.config import (
+    RUN_CONFIG_VARIABLE,
+    FederationConfig,
+    TrainConfig,
+    default_run_config,
+    parse_run_config,
+)
+from shared.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(RUN_CONFIG_VARIABLE, raising=False)
+
+
+def test_every_default_is_a_field_and_every_field_has_one() -> None:
+    defaults = default_run_config()
+    assert [key.replace("-", "_") for key in defaults] == [f.name for f in fields(FederationConfig)]
+    assert asdict(parse_run_config({})) == {
+        key.replace("-", "_"): value for key, value in defaults.items()
+    }
+
+
+def test_what_travels_is_part_of_the_whole() -> None:
+    assert {f.name for f in fields(TrainConfig)} <= {f.name for f in fields(FederationConfig)}
+
+
+def test_what_is_given_wins_over_the_default() -> None:
+    config = parse_run_config({"num-rounds": 3, "learning-rate": 1})
+    assert (config.num_rounds, config.learning_rate) == (3, 1.0)
+    assert isinstance(config.learning_rate, float)
+    assert config.batch_size == default_run_config()["batch-size"]
+
+
+def test_the_variable_is_read_only_where_nothing_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUN_CONFIG_VARIABLE, json.dumps({"num-rounds": 3}))
+    assert parse_run_config({}).num_rounds == 3
+    assert parse_run_config({"seed": 1}).num_rounds == default_run_config()["num-rounds"]
+
+
+def test_an_unknown_key_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match='unknown key "rounds"; known: run-dir, num-rounds'):
+        parse_run_config({"rounds": 3})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("num-rounds", "3", "int"),
+        ("num-rounds", 3.0, "int"),
+        ("num-rounds", True, "int"),
+        ("learning-rate", "fast", "float"),
+        ("learning-rate", True, "float"),
+        ("run-dir", 3, "str"),
+    ],
+)
+def test_a_value_of_another_type_is_named(key: str, value: object, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f'"{key}" is {value!r}, expected {expected}'):
+        parse_run_config({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("num-rounds", 0, "above 0"),
+        ("min-regions", 0, "above 0"),
+        ("local-epochs", -1, "above 0"),
+        ("batch-size", 0, "above 0"),
+        ("learning-rate", 0.0, "above 0"),
+        ("learning-rate", math.nan, "above 0"),
+        ("learning-rate", math.inf, "finite"),
+        ("clip-norm", 0.0, "above 0"),
+        ("max-update-norm", -1.0, "above 0"),
+        ("max-examples", 0, "above 0"),
+        ("round-timeout-s", 0.0, "above 0"),
+        ("seed", -1, "0 or more"),
+        ("region-wait-s", -1.0, "0 or more"),
+        ("final-learning-rate", -1e-3, "0 or more"),
+        ("weight-decay", math.nan, "0 or more"),
+        ("alignment-weight", -0.1, "0 or more"),
+        ("quorum", 0.0, r"in \(0, 1\]"),
+        ("quorum", 1.5, r"in \(0, 1\]"),
+        ("quorum", math.nan, "finite"),
+    ],
+)
+def test_a_value_out_of_range_is_named(key: str, value: float, rule: str) -> None:
+    with pytest.raises(ConfigError, match=f'"{key}" is {value}, must be {rule}'):
+        parse_run_config({key: value})
+
+
+@pytest.fixture
+def config() -> FederationConfig:
+    return parse_run_config(
+        {"num-rounds": 5, "learning-rate": 0.01, "final-learning-rate": 0.001, "seed": 3}
+    )
+
+
+def test_the_learning_rate_starts_and_ends_where_it_was_told(config: FederationConfig) -> None:
+    assert config.train_config(1).learning_rate == 0.01
+    assert config.train_config(5).learning_rate == 0.001
+    assert config.train_config(3).learning_rate == pytest.approx((0.01 + 0.001) / 2)
+    quarter = 0.001 + 0.009 * (1 + 1 / math.sqrt(2)) / 2
+    assert config.train_config(2).learning_rate == pytest.approx(quarter)
+
+
+def test_the_learning_rate_never_rises(config: FederationConfig) -> None:
+    rates = [config.train_config(number).learning_rate for number in range(1, 6)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_single_round_is_the_first(config: FederationConfig) -> None:
+    assert replace(config, num_rounds=1).train_config(1).learning_rate == 0.01
+
+
+def test_everything_else_is_the_same_in_every_round(config: FederationConfig) -> None:
+    first, last = config.train_config(1), config.train_config(5)
+    assert replace(first, learning_rate=last.learning_rate) == last
+    assert (first.seed, first.local_epochs) == (3, config.local_epochs)

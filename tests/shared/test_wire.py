@@ -1,0 +1,358 @@
+"""What is encoded is decoded; what is malformed is refused, with a reason that quotes nothing."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from torch import Tensor
+
+from shared import wire
+from shared.adapter import Adapter, num_bytes, subtract
+from shared.config import parse_run_config
+from shared.encoders.encoder import Encoder
+from shared.errors import WireError
+
+NPY_HEADER = 128  # bytes before the values of a .npy of few dimensions
+
+
+@pytest.fixture
+def sent() -> Adapter:
+    return {"a": torch.zeros(3, 4), "b": torch.tensor(0.5)}
+
+
+@pytest.fixture
+def update() -> Adapter:
+    return {"a": torch.arange(12.0).view(3, 4), "b": torch.tensor(-1.0)}
+
+
+def reply(update: Adapter, **changes: Any) -> RecordDict:
+    return wire.train_reply(update, **{"num_examples": 10, "loss": 1.5, "seconds": 0.1, **changes})
+
+
+def read(content: RecordDict, sent: Adapter) -> wire.TrainReply:
+    return wire.read_train_reply(content, sent, max_examples=1000, max_norm=100.0)
+
+
+def same(left: Adapter, right: Adapter) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+# -- decode(encode(x)) == x ------------------------------------------------------------------------
+
+TENSORS = arrays.arrays(
+    np.float32,
+    arrays.array_shapes(min_dims=0, max_dims=3, max_side=4),
+    elements=st.floats(width=32, allow_nan=False),
+).map(lambda values: torch.from_numpy(np.asarray(values)))
+
+
+@settings(deadline=None, derandomize=True)
+@given(adapter=st.dictionaries(st.text(max_size=8), TENSORS, max_size=4))
+def test_an_adapter_comes_back_as_it_went(adapter: Adapter) -> None:
+    assert same(wire.decode_adapter(wire.encode_adapter(adapter)), adapter)
+
+
+def test_a_real_adapter_comes_back_in_name_order(encoder: Encoder, trained: Adapter) -> None:
+    decoded = wire.decode_adapter(wire.encode_adapter(dict(reversed(trained.items()))))
+    assert same(decoded, trained)
+    assert list(decoded) == sorted(trained)
+    encoder.load_adapter(decoded)
+
+
+def test_what_was_decoded_may_be_written_to(sent: Adapter) -> None:
+    record = wire.encode_adapter(sent)
+    wire.decode_adapter(record)["a"] += 1
+    assert same(wire.decode_adapter(record), sent)
+
+
+def test_the_three_messages_come_back_as_they_went(sent: Adapter, update: Adapter) -> None:
+    arrays = wire.encode_adapter(sent)
+    config = parse_run_config({"seed": 3}).train_config(2)
+    adapter, read_config, server_round = wire.read_train_request(
+        wire.train_request(arrays, config, 2)
+    )
+    assert same(adapter, sent)
+    assert (read_config, server_round) == (config, 2)
+    assert same(wire.read_evaluate_request(wire.evaluate_request(arrays, 2)), sent)
+    assert wire.read_description(wire.describe_reply(DESCRIPTION)) == DESCRIPTION
+
+
+def test_the_answers_come_back_as_they_went(sent: Adapter, update: Adapter) -> None:
+    answer = read(reply(update), sent)
+    assert same(answer.update, update)
+    assert (answer.num_examples, answer.loss, answer.seconds) == (10, 1.5, 0.1)
+    metrics = {"ndcg@10": 0.5, "mrr@10": 1.0, "recall@10": 0.0}
+    content = wire.evaluate_reply(metrics, num_examples=7)
+    assert wire.read_evaluate_reply(content, max_examples=7) == wire.EvaluateReply(7, metrics)
+    nothing = wire.evaluate_reply({}, num_examples=0)
+    assert wire.read_evaluate_reply(nothing, max_examples=7) == wire.EvaluateReply(0, {})
+
+
+def test_averaging_gets_weights_not_updates(sent: Adapter, update: Adapter) -> None:
+    ended = {name: sent[name] + update[name] for name in sent}
+    record = wire.aggregation_record(ended, read(reply(update), sent))
+    assert same(wire.decode_adapter(record.array_records["arrays"]), ended)
+    assert dict(record.metric_records["metrics"]) == {
+        "num-examples": 10,
+        "loss": 1.5,
+        "seconds": 0.1,
+    }
+
+
+def test_bytes_are_those_of_the_values_and_a_header_each(sent: Adapter, update: Adapter) -> None:
+    expected = num_bytes(update) + NPY_HEADER * len(update)
+    assert wire.record_bytes(reply(update)) == expected
+    assert wire.record_bytes(wire.evaluate_reply({"mrr@10": 1.0}, num_examples=1)) == 0
+
+
+# -- a region's update -----------------------------------------------------------------------------
+
+
+def with_tensor(name: str, tensor: Tensor | None) -> Callable[[Adapter], RecordDict]:
+    """A reply in which one tensor is another one, or missing."""
+
+    def make(update: Adapter) -> RecordDict:
+        changed = {**update, name: tensor}
+        return reply({key: value for key, value in changed.items() if value is not None})
+
+    return make
+
+
+def npy(values: np.ndarray[Any, Any]) -> bytes:
+    stream = BytesIO()
+    np.save(stream, values, allow_pickle=values.dtype == object)
+    return stream.getvalue()
+
+
+def with_bytes(data: bytes, *, stype: str = "numpy.ndarray") -> Callable[[Adapter], RecordDict]:
+    """A reply whose array `a` claims to be float32 (3, 4) and carries other bytes."""
+
+    def make(update: Adapter) -> RecordDict:
+        content = reply(update)
+        lying = Array(dtype="float32", shape=(3, 4), stype=stype, data=data)
+        content.array_records["arrays"]["a"] = lying
+        return content
+
+    return make
+
+
+def with_metric(name: str, value: object) -> Callable[[Adapter], RecordDict]:
+    """A reply in which one metric has another value, or is missing."""
+
+    def make(update: Adapter) -> RecordDict:
+        content = reply(update)
+        metrics = {**content.metric_records["metrics"], name: value}
+        # Past Flower's own checks: what a grid hands over need not have been through them.
+        record: Any = MetricRecord({key: v for key, v in metrics.items() if v is not None})
+        content["metrics"] = record
+        return content
+
+    return make
+
+
+def without(record: str) -> Callable[[Adapter], RecordDict]:
+    def make(update: Adapter) -> RecordDict:
+        content = reply(update)
+        return RecordDict({name: content[name] for name in content if name != record})
+
+    return make
+
+
+def confused(update: Adapter) -> RecordDict:
+    content = reply(update)
+    return RecordDict({"arrays": content["metrics"], "metrics": content["arrays"]})
+
+
+A, B = torch.zeros(3, 4), torch.tensor(0.0)
+BIG = torch.full((3, 4), 1e30)
+UNFIT = "a: its bytes do not fit its header"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (with_tensor("a", A * math.nan), "a: not finite"),
+        (with_tensor("b", torch.tensor(-math.inf)), "b: not finite"),
+        (with_tensor("a", BIG), r"norm 3.46e\+30 is above the bound 100"),
+        (with_tensor("a", A.T.contiguous()), r"a: float32 \(4, 3\), expected float32 \(3, 4\)"),
+        (with_tensor("a", A[:1]), r"a: float32 \(1, 4\), expected"),  # it would broadcast
+        (with_tensor("b", B[None]), r"b: float32 \(1,\), expected float32 \(\)"),
+        (with_tensor("a", None), "1 missing and 0 unknown"),
+        (with_tensor("c", B), "0 missing and 1 unknown"),
+        (with_bytes(npy(np.zeros((3, 4), np.float64))), UNFIT),
+        (with_bytes(npy(np.zeros((3, 4), ">f4"))), UNFIT),
+        (with_bytes(npy(np.zeros((3, 4), np.int32))), UNFIT),
+        (with_bytes(npy(np.zeros((4, 3), np.float32))), UNFIT),
+        (with_bytes(npy(np.zeros((1, 4), np.float32))), UNFIT),
+        (with_bytes(npy(np.zeros((3, 4), np.float32))[:-1]), "a: unreadable array"),
+        (with_bytes(npy(np.array([None], dtype=object))), "a: unreadable array"),
+        (with_bytes(b""), "a: unreadable array"),
+        (with_bytes(b"not an array"), "a: unreadable array"),
+        (with_bytes(npy(np.zeros((3, 4), np.float32)), stype="pickle"), "a: unreadable array"),
+        (with_metric("num-examples", None), "num-examples is missing or not a count"),
+        (with_metric("num-examples", -1), r"num-examples is .* within 0\.\.1000"),
+        (with_metric("num-examples", 1001), r"num-examples is .* within 0\.\.1000"),
+        (with_metric("num-examples", 10.0), "num-examples is missing or not a count"),
+        (with_metric("num-examples", [10]), "num-examples is missing or not a count"),
+        (with_metric("num-examples", 0), "num-examples is 0: nothing was trained on"),
+        (with_metric("loss", math.nan), 'metric "loss" is missing or not a finite number'),
+        (with_metric("loss", None), 'metric "loss" is missing or not a finite number'),
+        (with_metric("loss", [1.0]), 'metric "loss" is missing or not a finite number'),
+        (with_metric("seconds", math.inf), 'metric "seconds" is missing or not a finite'),
+        (without("arrays"), 'no array record "arrays"'),
+        (without("metrics"), 'no metric record "metrics"'),
+        (lambda _: RecordDict(), "the message has no"),
+        (confused, "the message has no"),
+    ],
+)
+def test_a_malformed_update_is_refused(
+    sent: Adapter, update: Adapter, make: Callable[[Adapter], RecordDict], reason: str
+) -> None:
+    content = make(update)
+    with pytest.raises(WireError, match=reason):
+        read(content, sent)
+
+
+def test_true_is_no_count(sent: Adapter, update: Adapter) -> None:
+    content = reply(update)
+    dict.__setitem__(getattr(content.metric_records["metrics"], "_data", {}), "x", True)
+    with pytest.raises(WireError, match="not a count"):
+        wire._count({"num-examples": True}, 10)  # MetricRecord itself refuses to be made with it
+
+
+def test_a_norm_at_the_bound_passes(sent: Adapter) -> None:
+    update = {"a": torch.zeros(3, 4), "b": torch.tensor(100.0)}
+    assert read(reply(update), sent).update["b"] == 100.0
+
+
+# -- a region's evaluation -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metrics", "num_examples", "reason"),
+    [
+        ({"mrr@10": math.nan}, 5, 'metric "mrr@10" is missing or not a finite number'),
+        ({"mrr@10": 1.01}, 5, r'metric "mrr@10" is 1.01, must be in \[0, 1\]'),
+        ({"mrr@10": -0.5}, 5, r'metric "mrr@10" is -0.5, must be in \[0, 1\]'),
+        ({"mrr@10": 0.5}, 11, r"num-examples is .* within 0\.\.10"),
+        ({"mrr@10": 0.5}, -1, r"num-examples is .* within 0\.\.10"),
+    ],
+)
+def test_a_malformed_evaluation_is_refused(
+    metrics: dict[str, float], num_examples: int, reason: str
+) -> None:
+    content = wire.evaluate_reply(metrics, num_examples=num_examples)
+    with pytest.raises(WireError, match=reason):
+        wire.read_evaluate_reply(content, max_examples=10)
+
+
+@pytest.mark.parametrize("name", ["", "a secret query", "x\ny", "ndcg" * 20, "Ärger"])
+def test_what_a_region_calls_its_metrics_is_not_quoted(name: str) -> None:
+    content = wire.evaluate_reply({name: 0.5}, num_examples=5)
+    with pytest.raises(WireError) as caught:
+        wire.read_evaluate_reply(content, max_examples=10)
+    assert str(caught.value) == "a metric has a name that is none, such as ndcg@10"
+
+
+def test_an_evaluation_without_a_record_is_refused() -> None:
+    with pytest.raises(WireError, match='no metric record "metrics"'):
+        wire.read_evaluate_reply(RecordDict(), max_examples=10)
+
+
+# -- a region's description, and what headquarters sends -------------------------------------------
+
+DESCRIPTION = wire.Description(
+    region="north",
+    protocol_version=wire.PROTOCOL_VERSION,
+    base_fingerprint="b" * 64,
+    schema_hash="c" * 64,
+    num_products=10,
+    num_examples=20,
+    num_validation_queries=3,
+    code_version="0.1.0",
+    device="cpu",
+    release=0,
+)
+
+
+def description(**changes: Any) -> RecordDict:
+    values = {name.replace("_", "-"): value for name, value in asdict(DESCRIPTION).items()}
+    values |= changes
+    return RecordDict(
+        {"config": ConfigRecord({name: v for name, v in values.items() if v is not None})}
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("region", None, "str"),
+        ("region", 3, "str"),
+        ("num-products", "10", "int"),
+        ("num-products", 10.0, "int"),
+        ("num-products", True, "int"),
+        ("protocol-version", None, "int"),
+    ],
+)
+def test_a_malformed_description_is_refused(key: str, value: Any, kind: str) -> None:
+    name = key.replace("-", "_")
+    with pytest.raises(WireError, match=f'"{name}" is missing or not of type {kind}'):
+        wire.read_description(description(**{key: value}))
+
+
+def test_a_newer_region_is_understood_well_enough_to_be_refused() -> None:
+    newer = description(**{"protocol-version": 99, "favourite-colour": "red"})
+    assert wire.read_description(newer) == replace(DESCRIPTION, protocol_version=99)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("learning-rate", None, r"missing or unknown \['learning_rate'\]"),
+        ("secret-option", 1, r"missing or unknown \['secret_option'\]"),
+        ("server-round", None, "missing or unknown server-round"),
+        ("server-round", "2", "missing or unknown server-round"),
+        ("learning-rate", "fast", '"learning_rate" is missing or not of type float'),
+        ("batch-size", 1.5, '"batch_size" is missing or not of type int'),
+    ],
+)
+def test_a_malformed_train_message_is_refused(
+    sent: Adapter, key: str, value: Any, reason: str
+) -> None:
+    config = parse_run_config({}).train_config(1)
+    content = wire.train_request(wire.encode_adapter(sent), config, 1)
+    settings = {**content.config_records["config"], key: value}
+    content["config"] = ConfigRecord({name: v for name, v in settings.items() if v is not None})
+    with pytest.raises(WireError, match=reason):
+        wire.read_train_request(content)
+
+
+@pytest.mark.parametrize(
+    ("read_message", "record"),
+    [
+        (wire.read_train_request, "config"),
+        (wire.read_description, "config"),
+        (wire.read_evaluate_request, "array"),
+    ],
+)
+def test_an_empty_message_is_refused(
+    read_message: Callable[[RecordDict], object], record: str
+) -> None:
+    with pytest.raises(WireError, match=f"the message has no {record} record"):
+        read_message(RecordDict())
+
+
+def test_a_real_update_passes(encoder: Encoder, trained: Adapter) -> None:
+    fresh = encoder.adapter()
+    encoder.load_adapter(trained)
+    update = subtract(encoder.adapter(), fresh)
+    assert same(read(reply(update), fresh).update, update)

@@ -1,0 +1,122 @@
+"""A small folder of real files in the form of the fashion data set, and runs made of it.
+
+150 products in five colours, five types and two genders, each with a photo of its own colour, so
+that there is something to learn; among them one row and two photos that are broken, as in the real
+set.
+"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from shared.config import FederationConfig, parse_run_config
+from shared.encoders.encoder import Encoder
+from simulations.prepare import prepare
+from simulations.progress import RunProgress
+from simulations.run import Options
+
+COLOURS = {
+    "Red": (200, 30, 30),
+    "Blue": (30, 30, 200),
+    "Green": (30, 160, 30),
+    "Black": (10, 10, 10),
+    "White": (240, 240, 240),
+}
+TYPES = ("Shirts", "Jeans", "Heels", "Watches", "Caps")
+GENDERS = ("Men", "Women")
+BRANDS = ("Acme", "Bell", "Corex")
+NUM_PROBLEMS = 3
+_HEADER = [
+    "id",
+    "gender",
+    "masterCategory",
+    "subCategory",
+    "articleType",
+    "baseColour",
+    "season",
+    "year",
+    "usage",
+    "productDisplayName",
+]
+
+
+def write_fashion(folder: Path, *, products: int = 150) -> Path:
+    """Write `styles.csv` and `images/ID.jpg`; always the same bytes for the same number."""
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with (folder / "styles.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(_HEADER)
+        for number in range(1001, 1001 + products):
+            table.writerow(_product(number, rng, folder / "images"))
+        file.write("9001,Men,a row cut off\n")
+    (folder / "images" / "1003.jpg").write_bytes(b"not a photo")
+    (folder / "images" / "1004.jpg").unlink()
+    return folder
+
+
+def _product(number: int, rng: np.random.Generator, images: Path) -> list[str]:
+    colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
+    kind, gender = TYPES[rng.integers(len(TYPES))], GENDERS[rng.integers(len(GENDERS))]
+    title = f"{BRANDS[rng.integers(len(BRANDS))]} {gender} style {rng.integers(1000)} {kind}"
+    Image.new("RGB", (24, 32), COLOURS[colour]).save(images / f"{number}.jpg")
+    return [str(number), gender, "-", "-", kind, colour, "Summer", "2012", "Casual", title]
+
+
+def quiet() -> RunProgress:
+    """Progress that nobody sees."""
+    return RunProgress(Console(quiet=True))
+
+
+def prepare_run(run: Path, fashion: Path, *, regions: int = 2, seed: int = 7) -> None:
+    """Regions, base and signing key of a run, and nothing trained yet."""
+    run.mkdir(parents=True)
+    prepare(
+        run,
+        data=f"fashion:{fashion}",
+        regions=regions,
+        rule=None,
+        preset="tiny",
+        device="cpu",
+        seed=seed,
+        progress=quiet(),
+    )
+
+
+def federation(run: Path | str, **knobs: float) -> FederationConfig:
+    """The default federation of two rounds, with some knobs turned (underscores for dashes)."""
+    return parse_run_config(run_config(run, **knobs))
+
+
+def run_config(run: Path | str, **knobs: float) -> dict[str, object]:
+    """What both Flower apps are handed."""
+    dashed = {name.replace("_", "-"): value for name, value in knobs.items()}
+    return {"run-dir": str(run), "num-rounds": 2, "region-wait-s": 0, **dashed}
+
+
+def options(fashion: Path, **changes: object) -> Options:
+    """What `fedshelf simulate --data fashion:DIR --preset tiny --rounds 2 --regions 2` asks for."""
+    asked: dict[str, object] = {
+        "data": f"fashion:{fashion}",
+        "regions": 2,
+        "partition": None,
+        "rounds": 2,
+        "preset": "tiny",
+        "engine": "local",
+        "device": "cpu",
+        "seed": 7,
+        "threads": 2,
+    }
+    return Options(**{**asked, **changes})  # type: ignore[arg-type]
+
+
+def start_headquarters(run: Path, encoder: Encoder, *, seed: int = 7) -> None:
+    """The initial adapter, as the first step of the federation stage writes it."""
+    from server.history import History
+
+    encoder.reset(seed=seed)
+    fingerprint = encoder.base.fingerprint
+    History(run / "headquarters").start(encoder.adapter(), base_fingerprint=fingerprint)
