@@ -6,9 +6,13 @@ set.
 """
 
 import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -53,8 +57,8 @@ def write_fashion(folder: Path, *, products: int = 150) -> Path:
         for number in range(1001, 1001 + products):
             table.writerow(_product(number, rng, folder / "images"))
         file.write("9001,Men,a row cut off\n")
-    (folder / "images" / "1003.jpg").write_bytes(b"not a photo")
-    (folder / "images" / "1004.jpg").unlink()
+    (folder / "images" / "sku-1003.jpg").write_bytes(b"not a photo")
+    (folder / "images" / "sku-1004.jpg").unlink()
     return folder
 
 
@@ -62,8 +66,19 @@ def _product(number: int, rng: np.random.Generator, images: Path) -> list[str]:
     colour = tuple(COLOURS)[rng.integers(len(COLOURS))]
     kind, gender = TYPES[rng.integers(len(TYPES))], GENDERS[rng.integers(len(GENDERS))]
     title = f"{BRANDS[rng.integers(len(BRANDS))]} {gender} style {rng.integers(1000)} {kind}"
-    Image.new("RGB", (24, 32), COLOURS[colour]).save(images / f"{number}.jpg")
-    return [str(number), gender, "-", "-", kind, colour, "Summer", "2012", "Casual", title]
+    Image.new("RGB", (24, 32), COLOURS[colour]).save(images / f"sku-{number}.jpg")
+    return [f"sku-{number}", gender, "-", "-", kind, colour, "Summer", "2012", "Casual", title]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """On so small a model more threads only wait for each other: for seconds, on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def quiet() -> RunProgress:
@@ -108,7 +123,7 @@ def options(fashion: Path, **changes: object) -> Options:
         "engine": "local",
         "device": "cpu",
         "seed": 7,
-        "threads": 2,
+        "threads": 1,
     }
     return Options(**{**asked, **changes})  # type: ignore[arg-type]
 
@@ -120,3 +135,22 @@ def start_headquarters(run: Path, encoder: Encoder, *, seed: int = 7) -> None:
     encoder.reset(seed=seed)
     fingerprint = encoder.base.fingerprint
     History(run / "headquarters").start(encoder.adapter(), base_fingerprint=fingerprint)
+
+
+class Answer(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line a person reads when something was wrong."""
+        last = self.err.splitlines()[-1]
+        assert last.startswith("error: "), self.err
+        assert "Traceback" not in self.err
+        return last
+
+
+Call = Callable[..., Answer]  # the command line, called with these arguments

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 0.2
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0
 
 
 def fuse(text: Tensor, image: Tensor, has_text: Tensor, has_image: Tensor, gate: Tensor) -> Tensor:

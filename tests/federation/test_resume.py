@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from small_world import federation, options, quiet, run_config
+from small_world import federation, one_thread, options, quiet, run_config
 
 from client.worker import forget_workers, get_worker
 from server.history import History
@@ -21,7 +21,17 @@ from simulations.progress import RunProgress
 from simulations.run import simulate
 
 NewRun = Callable[[str], Path]
-STAGES = ("data", "base", "clicks", "federated", "local_only", "centralized", "release", "index")
+STAGES = (
+    "data",
+    "base",
+    "clicks",
+    "federated",
+    "local_only",
+    "centralized",
+    "release",
+    "index",
+    "evaluation",
+)
 
 
 class Stops(RunProgress):
@@ -42,7 +52,8 @@ class Stops(RunProgress):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, fashion: Path) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    simulate(options(fashion), run, quiet())
+    with one_thread():
+        simulate(options(fashion), run, quiet())
     return run
 
 

@@ -1,0 +1,93 @@
+"""Batches: every example once, in seeded order, with the positives it must not push away."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.batches import epoch_batches, make_batch, num_batches
+from client.clicks import Examples
+
+
+def random_examples(seed: int, size: int, *, queries: int = 7, products: int = 11) -> Examples:
+    """`size` distinct pairs of query and product; some pairs were clicked in other ways too."""
+    rng = np.random.default_rng(seed)
+    pairs = np.sort(rng.choice(queries * products, size=size, replace=False))
+    others = rng.choice(queries * products, size=5)
+    return Examples(
+        queries=[f"query {number}" for number in range(queries)],
+        query_index=pairs // products,
+        product_row=pairs % products,
+        weight=rng.uniform(0.1, 3.0, size).astype(np.float32),
+        positives=np.unique(np.concatenate([pairs, others])),
+        num_products=products,
+    )
+
+
+@given(seed=st.integers(0, 99), size=st.integers(0, 40), batch_size=st.integers(1, 50))
+def test_an_epoch_holds_every_example_exactly_once(seed: int, size: int, batch_size: int) -> None:
+    examples = random_examples(seed, size)
+    batches = list(epoch_batches(examples, batch_size=batch_size, seed=[seed]))
+    assert len(batches) == num_batches(examples, batch_size)
+    assert all(len(batch.weight) == batch_size for batch in batches[:-1])
+    seen = [
+        (batch.query_rows[query], batch.product_rows[product], weight)
+        for batch in batches
+        for query, product, weight in zip(
+            batch.query_index.tolist(),
+            batch.product_index.tolist(),
+            batch.weight.tolist(),
+            strict=True,
+        )
+    ]
+    expected = zip(examples.query_index, examples.product_row, examples.weight, strict=True)
+    assert sorted(seen) == sorted(expected)
+
+
+def test_the_order_follows_the_seed() -> None:
+    examples = random_examples(0, 40)
+
+    def order(*seed: int) -> list[float]:
+        batches = epoch_batches(examples, batch_size=8, seed=list(seed))
+        return [weight for batch in batches for weight in batch.weight.tolist()]
+
+    assert order(7, 1) == order(7, 1)
+    assert order(7, 1) != order(7, 2)
+    assert order(7, 1) != order(8, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_known_positives_are_those_of_a_slow_look_up(seed: int) -> None:
+    examples = random_examples(seed, 30)
+    batch = make_batch(examples, np.arange(0, 30, 2))
+    clicked = {divmod(int(key), examples.num_products) for key in examples.positives}
+    slow = [[(q, p) in clicked for p in batch.product_rows] for q in batch.query_rows]
+    assert batch.known_positive.tolist() == slow
+
+
+def test_an_examples_own_product_is_a_known_positive() -> None:
+    batch = make_batch(random_examples(3, 20), np.arange(20))
+    assert batch.known_positive[batch.query_index, batch.product_index].all()
+
+
+def test_a_query_or_product_that_repeats_is_encoded_once() -> None:
+    examples = Examples(
+        queries=["red", "blue"],
+        query_index=np.array([0, 0, 1]),
+        product_row=np.array([2, 5, 5]),
+        weight=np.array([1, 2, 3], np.float32),
+        positives=np.array([2, 5, 15]),  # blue (1) and product 5 of 10: 1 * 10 + 5
+        num_products=10,
+    )
+    batch = make_batch(examples, np.array([0, 1, 2]))
+    assert batch.query_rows.tolist() == [0, 1]
+    assert batch.product_rows.tolist() == [2, 5]
+    assert batch.query_index.tolist() == [0, 0, 1]
+    assert batch.product_index.tolist() == [0, 1, 1]
+    assert batch.known_positive.tolist() == [[True, True], [False, True]]
+
+
+def test_no_examples_make_no_batches() -> None:
+    examples = random_examples(0, 0)
+    assert num_batches(examples, 8) == 0
+    assert list(epoch_batches(examples, batch_size=8, seed=[1])) == []

@@ -1,0 +1,207 @@
+"""Local training on a toy world: the loss it computes, that it learns, that it leaks nothing."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from client.batches import Batch, make_batch
+from client.clicks import Examples
+from client.training import TrainingData, batch_loss, train
+from shared.adapter import Adapter
+from shared.config import TrainConfig
+from shared.encoders.encoder import Encoder, ProductPrefixes
+from shared.encoders.prefix_cache import image_prefixes, text_prefixes
+
+QUERIES = ["shoe", "coat", "lamp", "phone"]
+TITLES = ["leather boot", "wool jacket", "desk light", "smart mobile", "old boot", "no photo"]
+CONFIG = TrainConfig(
+    seed=7,
+    local_epochs=1,
+    batch_size=4,
+    learning_rate=0.01,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    alignment_weight=0.1,
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def data(encoder: Encoder, photos: list[Path], tmp_path: Path) -> TrainingData:
+    """Query i was clicked with product i, and query 0 with product 4 too; product 5: no photo."""
+    examples = Examples(
+        queries=QUERIES,
+        query_index=np.array([0, 0, 1, 2, 3]),
+        product_row=np.array([0, 4, 1, 2, 3]),
+        weight=np.array([1.0, 0.5, 2.0, 1.0, 1.0], np.float32),
+        positives=np.array([0, 4, 7, 14, 21]),
+        num_products=6,
+    )
+    fingerprint = encoder.base.fingerprint
+    products = ProductPrefixes(
+        text_prefixes(tmp_path, encoder.text, fingerprint, TITLES),
+        image_prefixes(tmp_path, encoder.image, fingerprint, [*photos[:5], None]),
+        np.ones(6, np.bool_),
+    )
+    return TrainingData(
+        examples, text_prefixes(tmp_path, encoder.text, fingerprint, QUERIES), products
+    )
+
+
+def run(encoder: Encoder, data: TrainingData, start: Adapter, **changes: float) -> Adapter:
+    encoder.load_adapter(start)
+    train(encoder, data, dataclasses.replace(CONFIG, **changes), seed=[7, 1])
+    return encoder.adapter()
+
+
+def equal(a: Adapter, b: Adapter) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def whole(data: TrainingData) -> Batch:
+    return make_batch(data.examples, np.arange(len(data.examples.weight)))
+
+
+# -- the loss --------------------------------------------------------------------------------------
+
+
+def slow_loss(encoder: Encoder, data: TrainingData, photos: list[Path], alignment: float) -> float:
+    """The definition, example by example, on vectors computed from scratch."""
+    titles = [TITLES[row] for row in range(5)]
+    product = torch.from_numpy(encoder.encode_products(titles, photos[:5]))
+    query = torch.from_numpy(encoder.encode_queries(QUERIES, [None] * 4))
+    temperature = float(encoder.fusion.temperature().detach())
+    examples = data.examples
+    clicked = set(zip(examples.query_index.tolist(), examples.product_row.tolist(), strict=True))
+    total = weights = 0.0
+    for q, p, weight in zip(
+        examples.query_index.tolist(),
+        examples.product_row.tolist(),
+        examples.weight.tolist(),
+        strict=True,
+    ):
+        to_product = [product[o] for o in range(5) if o == p or (q, o) not in clicked]
+        to_query = [query[o] for o in range(4) if o == q or (o, p) not in clicked]
+        loss = _nll(query[q], product[p], to_product, temperature) / 2
+        loss += _nll(product[p], query[q], to_query, temperature) / 2
+        total, weights = total + weight * loss, weights + weight
+    text = torch.from_numpy(encoder.encode_products(titles, [None] * 5))
+    image = torch.from_numpy(encoder.encode_products([None] * 5, photos[:5]))
+    aligned = sum(
+        _nll(image[i], text[i], list(text), temperature) / 2
+        + _nll(text[i], image[i], list(image), temperature) / 2
+        for i in range(5)
+    )
+    return total / weights + alignment * aligned / 5
+
+
+def _nll(anchor: Tensor, target: Tensor, candidates: list[Tensor], temperature: float) -> float:
+    logits = torch.stack([anchor @ candidate / temperature for candidate in candidates])
+    return float(torch.logsumexp(logits, 0) - anchor @ target / temperature)
+
+
+@pytest.mark.parametrize("alignment", [0.0, 0.1, 1.0])
+def test_the_loss_is_that_of_its_definition(
+    encoder: Encoder, data: TrainingData, photos: list[Path], trained: Adapter, alignment: float
+) -> None:
+    encoder.load_adapter(trained)
+    fast = float(batch_loss(encoder, data, whole(data), alignment).detach())
+    # kept activations are float16
+    assert fast == pytest.approx(slow_loss(encoder, data, photos, alignment), abs=2e-2)
+
+
+def test_a_product_without_photo_takes_no_part_in_the_alignment(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    """Its photo vector is zero: as an entry of the softmax it would change the loss."""
+    examples = dataclasses.replace(
+        data.examples,
+        query_index=np.append(data.examples.query_index, 3),
+        product_row=np.append(data.examples.product_row, 5),
+        weight=np.append(data.examples.weight, np.float32(0)),
+        positives=np.append(data.examples.positives, 3 * 6 + 5),
+    )
+    batches = whole(data), make_batch(examples, np.arange(6))
+
+    def alignment(batch: Batch) -> float:
+        losses = [batch_loss(encoder, data, batch, weight).detach() for weight in (1.0, 0.0)]
+        return float(losses[0] - losses[1])
+
+    assert alignment(batches[1]) == pytest.approx(alignment(batches[0]), abs=1e-5)
+
+
+# -- learning --------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls_and_clicked_products_come_first(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    first = train(encoder, data, CONFIG, seed=[0])
+    later = train(encoder, data, dataclasses.replace(CONFIG, local_epochs=40), seed=[1])
+    last = train(encoder, data, CONFIG, seed=[2])
+    assert last < later < first
+    scores = encoder.query_matrix(data.queries) @ encoder.product_matrix(data.products)[:5].T
+    assert scores.argmax(axis=1).tolist() in ([0, 1, 2, 3], [4, 1, 2, 3])
+
+
+def test_every_part_of_the_adapter_moves(encoder: Encoder, data: TrainingData) -> None:
+    start = encoder.adapter()
+    end = run(encoder, data, start, local_epochs=2)  # B is 0 at first, so A moves second
+    assert [name for name in start if torch.equal(start[name], end[name])] == []
+
+
+def test_the_frozen_base_does_not_move(encoder: Encoder, data: TrainingData) -> None:
+    start = encoder.adapter()
+    before = encoder.product_matrix(data.products)
+    run(encoder, data, start, local_epochs=3)
+    encoder.load_adapter(start)
+    np.testing.assert_array_equal(encoder.product_matrix(data.products), before)
+
+
+def test_the_same_seed_gives_the_same_adapter(encoder: Encoder, data: TrainingData) -> None:
+    start = encoder.adapter()
+    assert equal(run(encoder, data, start), run(encoder, data, start))
+
+
+def test_another_seed_gives_another_order(encoder: Encoder, data: TrainingData) -> None:
+    start = encoder.adapter()
+    one = run(encoder, data, start, batch_size=2)
+    encoder.load_adapter(start)
+    train(encoder, data, dataclasses.replace(CONFIG, batch_size=2), seed=[7, 2])
+    assert not equal(encoder.adapter(), one)
+
+
+def test_an_update_is_bounded_by_the_step_size(encoder: Encoder, data: TrainingData) -> None:
+    """One AdamW step moves no number by more than the learning rate, decay apart."""
+    start = encoder.adapter()
+    end = run(encoder, data, start, batch_size=5, learning_rate=1e-3, weight_decay=0.0)
+    for name, tensor in start.items():
+        assert (end[name] - tensor).abs().max() <= 1e-3 * 1.001
+
+
+def test_steps_are_counted(encoder: Encoder, data: TrainingData) -> None:
+    seen: list[tuple[int, int]] = []
+    config = dataclasses.replace(CONFIG, local_epochs=2)
+    train(encoder, data, config, seed=[0], on_step=lambda *step: seen.append(step))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]  # 5 examples, 4 a batch, 2 passes
+
+
+def test_two_regions_on_one_encoder_do_not_leak_into_each_other(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    """Training another region in between changes no bit of this one's result."""
+    start = encoder.adapter()
+    other = dataclasses.replace(
+        data, examples=dataclasses.replace(data.examples, weight=data.examples.weight[::-1].copy())
+    )
+    alone = run(encoder, data, start)
+    assert not equal(run(encoder, other, start, local_epochs=3), alone)
+    assert equal(run(encoder, data, start), alone)

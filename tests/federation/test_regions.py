@@ -1,0 +1,182 @@
+"""The ClientApp over real regions: what it answers, what it refuses, and what never leaves."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.common.serde import message_to_proto
+from small_world import federation, run_config
+
+from client.app import app, region_folder
+from client.worker import Worker, get_worker
+from server.app import run_rounds
+from server.history import History
+from shared import wire
+from shared.adapter import schema_hash
+from shared.errors import ConfigError
+from simulations.engine import LocalGrid
+
+
+def context(run: Path, node: int = 0, **node_config: str) -> Context:
+    node_config = {"partition-id": node, "num-partitions": 2, **node_config}  # type: ignore
+    return Context(1, node + 2, node_config, RecordDict(), run_config(run))
+
+
+def ask(content: RecordDict, kind: str, run: Path, node: int = 0) -> Message:
+    LocalGrid(app, 2, {})  # gives this process an identity, without which no message can be made
+    return app(Message(content, dst_node_id=node + 2, message_type=kind), context(run, node))
+
+
+# -- which region ----------------------------------------------------------------------------------
+
+
+def test_node_i_is_the_ith_sorted_region(run: Path) -> None:
+    names = [wire.read_description(ask(wire.describe_request(), wire.DESCRIBE, run, node).content)
+             for node in range(2)]  # fmt: skip
+    assert [description.region for description in names] == ["north", "south"]
+
+
+def test_an_unfinished_folder_is_no_region(run: Path) -> None:
+    (run / "regions" / "middle").mkdir()
+    assert region_folder(context(run, 0)).name == "north"
+
+
+def test_a_deployed_node_names_its_folder(run: Path, tmp_path: Path) -> None:
+    assert region_folder(context(run, 5, **{"region-dir": str(tmp_path)})) == tmp_path
+
+
+def test_more_nodes_than_regions(run: Path) -> None:
+    with pytest.raises(ConfigError, match="node 2, but only 2 regions"):
+        region_folder(context(run, 2))
+    assert ask(wire.describe_request(), wire.DESCRIBE, run, 2).error.reason == "ConfigError"
+
+
+# -- what a region answers -------------------------------------------------------------------------
+
+
+def test_a_region_describes_itself_by_counts(run: Path, workers: list[Worker]) -> None:
+    reply = ask(wire.describe_request(), wire.DESCRIBE, run)
+    description, north = wire.read_description(reply.content), workers[0]
+    assert (
+        description.num_products == pl.read_parquet(north.region.folder / "catalog.parquet").height
+    )
+    assert description.num_examples == len(north.examples.weight)
+    assert description.num_validation_queries == len(north.validation.queries)
+    assert description.schema_hash == schema_hash(History(run / "headquarters").adapter(0))
+
+
+def test_a_region_trains_and_evaluates_as_its_worker_does(run: Path, workers: list[Worker]) -> None:
+    adapter, config = History(run / "headquarters").adapter(0), federation(run).train_config(1)
+    arrays = wire.encode_adapter(adapter)
+    reply = ask(wire.train_request(arrays, config, 1), "train", run)
+    answer = wire.read_train_reply(reply.content, adapter, max_examples=10**6, max_norm=100)
+    trained = workers[0].train(adapter, config, 1)
+    assert answer.loss == trained.loss
+    assert answer.num_examples == trained.num_examples
+    assert all((answer.update[name] == trained.update[name]).all() for name in adapter)
+
+    reply = ask(wire.evaluate_request(arrays, 1), "evaluate", run)
+    measured = wire.read_evaluate_reply(reply.content, max_examples=10**6)
+    assert (measured.num_examples, measured.metrics) == workers[0].evaluate(adapter)
+
+
+def test_training_one_region_leaves_the_other_as_it_was(run: Path, workers: list[Worker]) -> None:
+    adapter, config = History(run / "headquarters").adapter(0), federation(run).train_config(1)
+    north, south = workers
+    alone = south.train(adapter, config, 1).update
+    north.train(adapter, config, 1)
+    after = south.train(adapter, config, 1).update
+    assert all((alone[name] == after[name]).all() for name in alone)
+
+
+# -- what goes wrong -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [
+        (lambda folder: (folder / "clicks.parquet").write_bytes(b"red boots"), "DataError"),
+        (lambda folder: (folder / "clicks.parquet").unlink(), "DataError"),
+        (lambda folder: (folder / "region.toml").write_text("colour = 1"), "ConfigError"),
+    ],
+)
+def test_an_error_in_a_region_travels_as_its_kind_only(
+    spoil: object, kind: str, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(run / "regions" / "north")  # type: ignore[operator]
+    reply = ask(wire.describe_request(), wire.DESCRIBE, run)
+    assert reply.has_error()
+    assert reply.error.reason == kind
+    (record,) = caplog.records  # the region's own log has the rest
+    assert record.levelno == logging.ERROR
+    assert str(run) in record.getMessage()
+
+
+def test_a_bug_travels_as_its_kind_only(run: Path, workers: list[Worker]) -> None:
+    def broken(done: int, total: int) -> None:
+        raise ZeroDivisionError("red boots")
+
+    workers[0].on_step = broken
+    adapter = wire.encode_adapter(History(run / "headquarters").adapter(0))
+    reply = ask(wire.train_request(adapter, federation(run).train_config(1), 1), "train", run)
+    assert reply.error.reason == "ZeroDivisionError"
+
+
+def test_a_request_that_is_none_is_refused(run: Path) -> None:
+    for kind in ("train", "evaluate"):
+        assert ask(RecordDict(), kind, run).error.reason == "WireError"
+
+
+def test_an_adapter_of_another_base_is_refused_and_harms_nothing(run: Path) -> None:
+    adapter = History(run / "headquarters").adapter(0)
+    before = get_worker(run / "regions" / "north").evaluate(adapter)
+    other = {name.replace("layer.1", "layer.9"): tensor for name, tensor in adapter.items()}
+    assert other.keys() != adapter.keys()
+    request = wire.evaluate_request(wire.encode_adapter(other), 1)
+    assert ask(request, "evaluate", run).error.reason == "WireError"
+    assert get_worker(run / "regions" / "north").evaluate(adapter) == before
+
+
+# -- privacy ---------------------------------------------------------------------------------------
+
+
+class Wiretap(LocalGrid):
+    """Keeps the bytes of every message, in both directions, as Flower would send them."""
+
+    taken = b""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.taken += b"".join(message_to_proto(m).SerializeToString() for m in messages)
+        self.taken += b"".join(_array_bytes(m) for m in messages)
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = list(super().pull_messages(message_ids))
+        self.taken += b"".join(message_to_proto(m).SerializeToString() for m in replies)
+        self.taken += b"".join(_array_bytes(m) for m in replies)
+        return replies
+
+
+def _array_bytes(message: Message) -> bytes:
+    records = message.content.array_records.values()
+    return b"".join(array.data for record in records for array in record.values())
+
+
+def test_no_query_title_or_product_id_crosses_the_wire(run: Path) -> None:
+    grid = Wiretap(app, 2, run_config(run))
+    run_rounds(grid, federation(run, min_regions=2), History(run / "headquarters"))
+    assert b"north" in grid.taken  # the tap works: a name is meant to travel
+    assert len(grid.taken) > 4 * sum(
+        tensor.numel() * 4 for tensor in History(run / "headquarters").adapter(0).values()
+    )
+    for name in ("north", "south"):
+        folder = run / "regions" / name
+        catalog, clicks = (pl.read_parquet(folder / f"{t}.parquet") for t in ("catalog", "clicks"))
+        secrets = {*catalog["title"], *catalog["product_id"], *clicks["query"], *clicks["user_key"]}
+        words = {word for text in (*catalog["title"], *clicks["query"]) for word in text.split()}
+        for text in secrets | {word for word in words if len(word) > 4}:
+            assert text.encode() not in grid.taken, text
