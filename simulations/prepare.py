@@ -43,6 +43,7 @@ from simulations.regions import (
 
 RANKER_DEPTH = 50  # candidates a ranker hands the click model
 REQUESTS_PER_PRODUCT = 2.0
+MAX_REQUESTS = 4000  # a region; more of the same log costs time and shows nothing new
 MAX_PROBLEMS_SHOWN = 5
 
 
@@ -241,7 +242,7 @@ def _clicks(
         rankings,
         catalog["product_id"].to_list(),
         np.flatnonzero(~cold_mask(catalog["title"].to_list())),
-        requests=round(REQUESTS_PER_PRODUCT * catalog.height),
+        requests=min(round(REQUESTS_PER_PRODUCT * catalog.height), MAX_REQUESTS),
         seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
         prefix=f"{folder.name}-",
     )

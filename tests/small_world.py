@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 
@@ -70,20 +69,24 @@ def _product(number: int, rng: np.random.Generator, images: Path) -> list[str]:
     return [f"sku-{number}", gender, "-", "-", kind, colour, "Summer", "2012", "Casual", title]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """On so small a model more threads only wait for each other: for seconds, on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def quiet() -> RunProgress:
     """Progress that nobody sees."""
     return RunProgress(Console(quiet=True))
+
+
+class Stops(RunProgress):
+    """Progress that nobody sees, with Ctrl-C when a stage begins."""
+
+    def __init__(self, before: str) -> None:
+        super().__init__(Console(quiet=True))
+        self.before = before
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[None]:
+        if name == self.before:
+            raise KeyboardInterrupt
+        with super().stage(name, title):
+            yield
 
 
 def prepare_run(run: Path, fashion: Path, *, regions: int = 2, seed: int = 7) -> None:
@@ -123,7 +126,7 @@ def options(fashion: Path, **changes: object) -> Options:
         "engine": "local",
         "device": "cpu",
         "seed": 7,
-        "threads": 1,
+        "threads": 1,  # as tests/conftest.py
     }
     return Options(**{**asked, **changes})  # type: ignore[arg-type]
 

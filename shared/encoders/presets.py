@@ -56,7 +56,7 @@ class Preset:
     text: TextConfig
     image: ImageConfig
     image_weight: float = 0.3
-    temperature: float = 0.05
+    temperature: float = 0.2
     align: AlignConfig | None = None
 
 

@@ -29,11 +29,6 @@ CONFIG = TrainConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def data(encoder: Encoder, photos: list[Path], tmp_path: Path) -> TrainingData:
     """Query i was clicked with product i, and query 0 with product 4 too; product 5: no photo."""

@@ -1,20 +1,13 @@
 """The command line, called as a shell calls it but in this process, and a run to ask about."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_world import Answer, Call, one_thread, options, quiet, write_fashion
+from small_world import Answer, Call, options, quiet, write_fashion
 
 import fedshelf
 from simulations.run import simulate
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture
@@ -43,6 +36,5 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, fashion: Path) -> Path:
     """A complete run of two regions and two rounds; nobody changes it."""
     run = tmp_path_factory.mktemp("runs") / "finished"
-    with one_thread():
-        simulate(options(fashion), run, quiet())
+    simulate(options(fashion), run, quiet())
     return run

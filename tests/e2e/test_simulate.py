@@ -54,8 +54,11 @@ def test_a_run_leaves_the_files_that_the_design_names(finished: Path) -> None:
     for name in (*names, "history.json", "releases/current.json", "releases/current.json.sig"):
         assert (headquarters / name).is_file(), name
     release = headquarters / "releases" / "1"
-    adapters = [f"{tower}/adapter_{part}" for tower in ("text", "image")
-                for part in ("config.json", "model.safetensors")]  # fmt: skip
+    adapters = [
+        f"{tower}/adapter_{part}"
+        for tower in ("text", "image")
+        for part in ("config.json", "model.safetensors")
+    ]
     for name in ("MANIFEST.json", "MANIFEST.sig", "README.md", "fusion.safetensors", *adapters):
         assert (release / name).is_file(), name
     for region in ("north", "south"):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from small_world import one_thread, prepare_run, start_headquarters, write_fashion
+from small_world import prepare_run, start_headquarters, write_fashion
 
 from client.worker import Worker, forget_workers, get_worker
 from shared.encoders.encoder import load_encoder
@@ -20,16 +20,9 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(tmp_path_factory: pytest.TempPathFactory, fashion: Path) -> Path:
     """Two regions, base, key and initial adapter; nobody changes it."""
     run = tmp_path_factory.mktemp("runs") / "prepared"
-    with one_thread():
-        prepare_run(run, fashion)
-        start_headquarters(run, load_encoder(run / "base", device="cpu"))
+    prepare_run(run, fashion)
+    start_headquarters(run, load_encoder(run / "base", device="cpu"))
     return run
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture

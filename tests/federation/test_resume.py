@@ -1,15 +1,13 @@
 """A run that was interrupted and given again ends as if nothing had happened."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
-from small_world import federation, one_thread, options, quiet, run_config
+from small_world import Stops, federation, options, quiet, run_config
 
 from client.worker import forget_workers, get_worker
 from server.history import History
@@ -17,7 +15,6 @@ from shared.adapter import Adapter, load_adapter
 from shared.errors import ConfigError, DataError, FedshelfError
 from simulations.baselines import baselines_folder, central_pool, local_pools, train_alone
 from simulations.engine import run_engine
-from simulations.progress import RunProgress
 from simulations.run import simulate
 
 NewRun = Callable[[str], Path]
@@ -34,26 +31,10 @@ STAGES = (
 )
 
 
-class Stops(RunProgress):
-    """Ctrl-C when a stage begins."""
-
-    def __init__(self, before: str) -> None:
-        super().__init__(Console(quiet=True))
-        self.before = before
-
-    @contextmanager
-    def stage(self, name: str, title: str) -> Iterator[None]:
-        if name == self.before:
-            raise KeyboardInterrupt
-        with super().stage(name, title):
-            yield
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, fashion: Path) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    with one_thread():
-        simulate(options(fashion), run, quiet())
+    simulate(options(fashion), run, quiet())
     return run
 
 

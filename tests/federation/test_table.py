@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from small_world import one_thread, options, quiet
+from small_world import options, quiet
 
 from client.evaluation import mean_metrics, rank
 from client.region import read_qrels
@@ -33,8 +33,7 @@ TestSet.__test__ = False  # type: ignore[attr-defined]  # a class of ours, no te
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, fashion: Path) -> Path:
     run = tmp_path_factory.mktemp("table") / "run"
-    with one_thread():
-        simulate(options(fashion), run, quiet())
+    simulate(options(fashion), run, quiet())
     return run
 
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.encoders.fusion import Fusion, clamp_log_temperature, fuse
+from shared.encoders.fusion import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    Fusion,
+    clamp_log_temperature,
+    fuse,
+)
 
 EAST, NORTH = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
 YES, NO = torch.tensor([True]), torch.tensor([False])
@@ -80,13 +86,20 @@ def test_only_rows_with_both_move_the_gate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "clamped"), [(0.05, 0.05), (0.001, 0.01), (5.0, 0.2), (0.01, 0.01), (0.2, 0.2)]
+    ("temperature", "held"),
+    [
+        (0.05, 0.05),
+        (MIN_TEMPERATURE / 10, MIN_TEMPERATURE),
+        (MIN_TEMPERATURE, MIN_TEMPERATURE),
+        (MAX_TEMPERATURE, MAX_TEMPERATURE),
+        (MAX_TEMPERATURE * 10, MAX_TEMPERATURE),
+    ],
 )
-def test_the_temperature_is_held_within_bounds(temperature: float, clamped: float) -> None:
+def test_the_temperature_is_held_within_bounds(temperature: float, held: float) -> None:
     log_temperature = torch.tensor(math.log(temperature))
-    assert clamp_log_temperature(log_temperature).exp().item() == pytest.approx(clamped)
+    assert clamp_log_temperature(log_temperature).exp().item() == pytest.approx(held, rel=1e-5)
     module = Fusion(image_weight=0.3, temperature=temperature)
-    assert module.temperature().item() == pytest.approx(clamped)
+    assert module.temperature().item() == pytest.approx(held, rel=1e-5)
 
 
 def test_the_gate_starts_at_the_base_weight() -> None:

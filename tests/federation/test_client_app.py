@@ -34,8 +34,10 @@ def ask(content: RecordDict, kind: str, run: Path, node: int = 0) -> Message:
 
 
 def test_node_i_is_the_ith_sorted_region(run: Path) -> None:
-    names = [wire.read_description(ask(wire.describe_request(), wire.DESCRIBE, run, node).content)
-             for node in range(2)]  # fmt: skip
+    names = [
+        wire.read_description(ask(wire.describe_request(), wire.DESCRIBE, run, node).content)
+        for node in range(2)
+    ]
     assert [description.region for description in names] == ["north", "south"]
 
 
