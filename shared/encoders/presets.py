@@ -33,6 +33,7 @@ from shared.encoders.text import TextConfig, TextTower, check_text_folder, pad
 from shared.errors import BaseError, ConfigError
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+RECIPE_VERSION = 1  # raise it when alignment or the reading of photos changes
 HALF = (0.5, 0.5, 0.5)
 HUB_TIMEOUT_S = 10.0
 Progress = Callable[[int, int], None]
@@ -199,7 +200,8 @@ def _intact(folder: Path) -> BaseInfo | None:
 
 
 def _recipe(preset: Preset, public: PublicSlice, seed: int) -> dict[str, Any]:
-    fields: dict[str, Any] = asdict(preset) | {"seed": seed, "threads": torch.get_num_threads()}
+    fields: dict[str, Any] = asdict(preset) | {"recipe_version": RECIPE_VERSION}
+    fields |= {"seed": seed, "threads": torch.get_num_threads()}
     if preset.align is not None:
         fields["public"] = public.digest()
         fields["pairs"] = len(public.titles)
