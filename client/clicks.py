@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from shared.schema import SplitConfig
 
 CLICKED, CARTED, PURCHASED = 1, 2, 3  # grades of the most valuable action
+MIN_PROPENSITY = 0.1  # one click counts at most ten times: more would be noise
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,17 @@ class Examples:
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Held-out clicks as judgments, in the form `shared.metrics` takes.
+    """Held-out impressions as an estimate of relevance, product by product.
 
     Attributes:
-        queries: unique query texts, sorted, length Q.
-        qrels: `(rows, grades)` of each query; rows ascending, grade 1 clicked, 2 carted, 3
-            purchased, the best that ever happened to the pair.
+        queries: unique query texts, sorted, length Q; each has a click.
+        rows: catalog rows that were shown for each query, ascending, (R,) int64 each.
+        gains: estimated relevance of those rows, >= 0, (R,) float64 each.
     """
 
     queries: list[str]
-    qrels: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    rows: list[NDArray[np.int64]]
+    gains: list[NDArray[np.float64]]
 
 
 def split_by_time(clicks: pl.DataFrame, shares: SplitConfig) -> Splits:
@@ -147,28 +149,36 @@ def make_examples(
 
 
 def make_validation_set(clicks: pl.DataFrame, product_ids: pl.Series) -> ValidationSet:
-    """Take held-out clicks as judgments; a query without a click is left out.
+    """Estimate from held-out impressions how relevant what was shown is.
+
+    The gain of product d for query q is the inverse-propensity estimate of P(relevant),
+
+        gain(q, d) = sum over impressions of clicked / max(propensity, 0.1), over their number
+
+    (Joachims, Swaminathan and Schnabel 2017, arXiv:1608.04468, clipped). Taking clicks as judgments
+    instead would reward whichever ranker made the log: its own lists, in its own order.
 
     Args:
-        clicks: impressions in `CLICK_COLUMNS`.
+        clicks: impressions in `CLICK_COLUMNS`; a null `propensity` counts as 1.
         product_ids: product id of each catalog row.
 
     Returns:
-        Queries and their graded rows. Unclicked products stay unjudged, hence irrelevant to nDCG.
+        Queries with a click, what was shown for them and its gains; a query without is left out.
     """
-    pairs = _pairs(clicks, product_ids).filter(pl.col("num_clicked") > 0)
+    pairs = _pairs(clicks, product_ids)
+    pairs = pairs.filter(pl.col("num_clicked").sum().over("query") > 0)
     queries, query_index = _index_queries(pairs)
     starts = np.searchsorted(query_index, np.arange(1, len(queries)))
     rows = np.split(_column(pairs, pl.col("product_row")), starts)
-    grades = np.split(_column(pairs, pl.col("grade")), starts)
-    return ValidationSet(queries, list(zip(rows, grades, strict=True))[: len(queries)])
+    gains = np.split(_column(pairs, pl.col("weighted_clicks") / pl.col("num_shown")), starts)
+    return ValidationSet(queries, rows[: len(queries)], gains[: len(queries)])
 
 
 def _pairs(clicks: pl.DataFrame, product_ids: pl.Series) -> pl.DataFrame:
     """Everything that happened to each (query, product), sorted by both.
 
-    Columns: query, product_row, grade (best action), num_clicked, num_1 to num_3 (impressions by
-    best action) and looks (summed propensities).
+    Columns: query, product_row, num_shown, num_clicked, num_1 to num_3 (impressions by best
+    action), looks (summed propensities) and weighted_clicks (clicks over clipped propensity).
     """
     rows = pl.DataFrame({"product_id": product_ids}).with_row_index("product_row")
     query = pl.col("query").str.strip_chars().str.replace_all(r"\s+", " ")
@@ -191,8 +201,15 @@ def _grade() -> pl.Expr:
 def _totals() -> list[pl.Expr]:
     grade = pl.col("grade")
     counts = [(grade == g).sum().alias(f"num_{g}") for g in (CLICKED, CARTED, PURCHASED)]
-    looks = pl.col("propensity").fill_null(1.0).sort().sum()  # sorted: float sums depend on order
-    return [grade.max(), (grade > 0).sum().alias("num_clicked"), looks.alias("looks"), *counts]
+    looks = pl.col("propensity").fill_null(1.0)
+    clicks = pl.when(grade > 0).then(1.0 / looks.clip(lower_bound=MIN_PROPENSITY)).otherwise(0.0)
+    return [
+        pl.len().alias("num_shown"),
+        (grade > 0).sum().alias("num_clicked"),
+        looks.sort().sum().alias("looks"),  # sorted: float sums depend on order
+        clicks.sort().sum().alias("weighted_clicks"),
+        *counts,
+    ]
 
 
 def _engagement(pairs: pl.DataFrame, values: dict[int, float]) -> NDArray[np.float64]:

@@ -1,13 +1,18 @@
-"""Measure an adapter in one region, through the same exact FAISS search that shoppers get."""
+"""Measure an adapter in one region: on held-out clicks, and on judged queries.
+
+Judged queries go through the same exact FAISS search that shoppers get. Held-out clicks know only
+what was shown, so they order only that.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.clicks import ValidationSet
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes
-from shared.metrics import Qrels, mrr_at_k, ndcg_at_k, recall_at_k
+from shared.metrics import Qrels, mrr_at_k, ndcg_at_k, ndcg_of_gains, recall_at_k
 from shared.retrieval.index import build_index, search_index
 
 K = 10
@@ -42,12 +47,32 @@ def mean_metrics(ranked: NDArray[np.int64], qrels: Qrels) -> dict[str, float]:
 
 
 def evaluate(
-    encoder: Encoder, products: ProductPrefixes, queries: TextPrefixes, qrels: Qrels
+    encoder: Encoder, products: ProductPrefixes, queries: TextPrefixes, held_out: ValidationSet
 ) -> dict[str, float]:
-    """`mean_metrics` of the encoder's own ranking over the whole catalog."""
-    if not qrels:
+    """Mean nDCG@10 of the encoder's order of what held-out shoppers were shown.
+
+    Products that were not shown are left out (condensed lists, Sakai 2007), because whether
+    anybody would have clicked them is not known; gains are linear, being probabilities.
+
+    Args:
+        encoder: holds the adapter to measure.
+        products: kept activations of the catalog.
+        queries: kept activations of `held_out.queries`.
+        held_out: from `client.clicks.make_validation_set`.
+
+    Returns:
+        By metric name; empty where there is no query.
+    """
+    if not held_out.queries:
         return {}
-    return mean_metrics(rank(encoder, products, queries, k=K), qrels)
+    shown = np.unique(np.concatenate(held_out.rows))
+    vectors = encoder.product_matrix(products, shown)
+    scores = encoder.query_matrix(queries) @ vectors.T  # (Q, S)
+    values = []
+    for score, rows, gains in zip(scores, held_out.rows, held_out.gains, strict=True):
+        order = np.lexsort((rows, -score[np.searchsorted(shown, rows)]))
+        values.append(ndcg_of_gains(gains[order], k=K))
+    return {f"ndcg@{K}": float(np.mean(values))}
 
 
 def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:

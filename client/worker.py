@@ -181,9 +181,9 @@ class Worker:
     def evaluate(self, adapter: Adapter) -> tuple[int, dict[str, float]]:
         """Number of validation queries, and mean metrics of `adapter` over them."""
         self.encoder.load_adapter(adapter)
-        qrels = self.validation.qrels
-        metrics = evaluate(self.encoder, self.products, self._validation_prefixes, qrels)
-        return len(qrels), metrics
+        held_out = self.validation
+        metrics = evaluate(self.encoder, self.products, self._validation_prefixes, held_out)
+        return len(held_out.queries), metrics
 
     def _progress(self, what: str) -> Callable[[int, int], None] | None:
         if self.on_cache is None:

@@ -67,6 +67,22 @@ def ndcg_at_k(ranked: Rows, qrels: Qrels, *, k: int) -> Scores:
     return _ndcg(grades_of(ranked[:, :k], qrels), qrels, k)
 
 
+def ndcg_of_gains(gains: NDArray[np.float64], *, k: int) -> float:
+    """The nDCG of one list whose gains are known as numbers, discount log2(rank + 1).
+
+    Args:
+        gains: in ranked order, (R,), >= 0; the ideal list has the same in falling order.
+        k: how many ranks count, >= 1.
+
+    Returns:
+        A value in [0, 1]; 0 where nothing has any gain.
+    """
+    discounts = np.log2(np.arange(2, min(k, len(gains)) + 2))  # (min(k, R),)
+    ideal = float((np.sort(gains)[::-1][:k] / discounts).sum())
+    found = float((gains[:k] / discounts).sum())
+    return min(found / ideal, 1.0) if ideal > 0 else 0.0  # the two sums may round apart
+
+
 def ndcg_judged_at_k(ranked: Rows, qrels: Qrels, *, k: int) -> Scores:
     """`ndcg_at_k` after unjudged products are taken out of the ranking (Sakai 2007, condensed).
 

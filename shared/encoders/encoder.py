@@ -156,13 +156,20 @@ class Encoder:
     # -- vectors, without gradients --------------------------------------------------------------
 
     @torch.inference_mode()
-    def product_matrix(self, products: ProductPrefixes) -> NDArray[np.float32]:
-        """Unit vectors (N, D) of a whole catalog, from its kept activations."""
-        vectors = np.zeros((len(products.has_text), self.dim), dtype=np.float32)
-        for rows in batches_by_length(products.texts.lengths()):
-            text = self.text_vectors(products.texts, rows)
-            image = self.image_vectors(products.images, rows)
-            vectors[rows] = self.fused(text, image, products, rows).cpu().numpy()
+    def product_matrix(
+        self, products: ProductPrefixes, rows: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Unit vectors of catalog rows (N,), or of the whole catalog, from kept activations.
+
+        Returns:
+            (N, D), in the order of `rows`.
+        """
+        wanted = np.arange(len(products.has_text)) if rows is None else rows
+        vectors = np.zeros((len(wanted), self.dim), dtype=np.float32)
+        for batch in batches_by_length(products.texts.lengths()[wanted]):
+            text = self.text_vectors(products.texts, wanted[batch])
+            image = self.image_vectors(products.images, wanted[batch])
+            vectors[batch] = self.fused(text, image, products, wanted[batch]).cpu().numpy()
         return vectors
 
     @torch.inference_mode()
