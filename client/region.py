@@ -166,7 +166,6 @@ def read_qrels(region: Region) -> pl.DataFrame:
 
 
 def product_texts(catalog: pl.DataFrame, fields: Iterable[str]) -> list[str]:
-    """What the text tower reads of each product: its text fields, those it has, one row each."""
     """What the text tower and the lexical index read of each product.
 
     Args:

@@ -51,11 +51,6 @@ def require_same_form(adapter: Mapping[str, Tensor], expected: Mapping[str, Tens
             raise WireError(f"adapter: {name}: found {found}, expected {wanted}; of another base?")
 
 
-def num_bytes(adapter: Mapping[str, Tensor]) -> int:
-    """Bytes of the tensors' values."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in adapter.values())
-
-
 def save_adapter(path: Path, adapter: Adapter, metadata: dict[str, str]) -> None:
     """Write an adapter as safetensors, beside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,4 +69,4 @@ def load_adapter(path: Path) -> Adapter:
     except FileNotFoundError:
         raise FederationError(f"{path}: not found; the run folder is incomplete") from None
     except SafetensorError:
-        raise FederationError(f"{path}: damaged; remove it and run again") from None
+        raise FederationError(f"{path}: damaged; remove the run folder and start again") from None

@@ -8,8 +8,8 @@ and so is only a development dependency.
 
 A ranking is an int64 matrix (Q, K) of catalog row numbers, best first, padded with -1. Relevance is
 one `(rows, grades)` pair a query; a row occurs at most once in it, and grade 0 means judged and not
-relevant. A query with nothing relevant scores 0 by every metric, as in ranx; `has_relevant` says
-which those are, so that a table can leave them out and count them.
+relevant. A query with nothing relevant scores 0 by every metric, as in ranx; a table leaves such
+queries out and counts them.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,6 @@ Qrels = Sequence[tuple[Rows, NDArray[np.integer]]]
 
 UNJUDGED = -1
 RELEVANT_GRADE = 1  # ranx's rel_lvl: this grade and above count as relevant
-
-
-def has_relevant(qrels: Qrels) -> NDArray[np.bool_]:
-    """Whether each query has anything relevant at all, (Q,)."""
-    return _num_relevant(qrels) > 0
 
 
 def grades_of(ranked: Rows, qrels: Qrels) -> NDArray[np.int64]:

@@ -57,7 +57,6 @@ QREL_COLUMNS: dict[str, pl.DataType] = {
 QREL_REQUIRED = ("query", "product_id", "grade")
 
 REGION_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-TEXT_FIELDS = ("title", "description", "brand", "category")
 Fraction = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 

@@ -1,7 +1,8 @@
 """What a federation is compared with: each region alone, and all data in one place.
 
 The same training code, examples, number of passes and learning rates as in the federation, round
-by round; only the averaging is missing. Pooling is allowed in a simulation only.
+by round; only the averaging is missing, and the pool's rate is scaled by `CENTRALIZED_SCALE`.
+Pooling is allowed in a simulation only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from client.clicks import Examples
-from client.evaluation import mean_over
 from client.training import OnStep, TrainingData, train
 from client.worker import Worker
 from server.history import History, RoundRecord
@@ -159,11 +159,6 @@ def local_pools(workers: Sequence[Worker]) -> list[Pool]:
 def central_pool(workers: Sequence[Worker]) -> Pool:
     """All regions together, stopped on the mean of their validation clicks."""
     return Pool("centralized", pooled_data(workers), workers, CENTRALIZED_SCALE)
-
-
-def mean_validation(record: RoundRecord) -> dict[str, float]:
-    """Unweighted mean over regions of a round's validation metrics."""
-    return mean_over(list(record.validation.values()))
 
 
 def baselines_folder(run: Path, name: str) -> Path:

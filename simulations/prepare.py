@@ -23,7 +23,7 @@ from shared.encoders.base import BaseInfo
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import image_prefixes, text_prefixes
 from shared.encoders.presets import PublicSlice, cache_root, find_preset, make_base
-from shared.errors import FederationError
+from shared.errors import DataError, FederationError
 from shared.retrieval.index import build_index, search_index
 from shared.retrieval.lexical import LexicalIndex, language_of
 from shared.schema import BaseConfig, DataConfig, RegionConfig
@@ -178,6 +178,7 @@ def _write_logs(
         local = [
             localize(part, rows, num_products=len(region_of), region=name) for part in (seen, test)
         ]
+        _require_test_query(name, local[1])
         clicks = _clicks(folder, source, local[0], encoder, [seed, number], progress)
         write_clicks(folder, clicks)
         ids = source.products["product_id"][rows].to_list()
@@ -195,6 +196,15 @@ def _write_logs(
         problems=source.problems,
         judged=source.judged is not None,
     )
+
+
+def _require_test_query(region: str, queries: Sequence[Query]) -> None:
+    """Refuse a region that the final table could not measure, before anything is trained."""
+    if not any(len(query.rows) for query in queries):
+        raise DataError(
+            f"region {region}: its catalog answers no test query; "
+            "lower --regions, choose another --partition or bring more data"
+        )
 
 
 def _region_config(

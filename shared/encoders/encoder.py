@@ -5,8 +5,7 @@ equal: it covers the base (weights and preprocessing) and the adapter.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -253,16 +252,6 @@ class Encoder:
             self.load_adapter(adapter)
         except WireError as error:
             raise ReleaseError(f"{folder}: {error}; it was made for another base") from None
-
-    @contextmanager
-    def using(self, adapter: Adapter) -> Iterator[None]:
-        """Encode with `adapter` within the context, with the former one again after it."""
-        former = self.adapter()
-        self.load_adapter(adapter)
-        try:
-            yield
-        finally:
-            self.load_adapter(former)
 
 
 def batches_by_length(lengths: NDArray[np.int64], batch: int = BATCH) -> list[NDArray[np.int64]]:

@@ -29,13 +29,8 @@ def language_of(locale: str) -> Language:
 
 @dataclass(frozen=True)
 class LexicalIndex:
-    """BM25 over one list of texts; equal texts give equal indexes, and ties go by row number.
+    """BM25 over one list of texts; equal texts give equal indexes, and ties go by row number."""
 
-    Attributes:
-        num_texts: how many texts are indexed.
-    """
-
-    num_texts: int
     _schema: tantivy.Schema
     _analyzer: tantivy.TextAnalyzer
     _searcher: tantivy.Searcher
@@ -55,7 +50,7 @@ class LexicalIndex:
         schema = _schema()
         searcher = _index_texts(texts, schema, analyzer)
         assert searcher.num_segments <= 1, "document numbers must be row numbers"
-        return cls(len(texts), schema, analyzer, searcher)
+        return cls(schema, analyzer, searcher)
 
     def search(self, query: str, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows that share at least one word with a query, best first.

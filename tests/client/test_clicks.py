@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.clicks import make_examples, make_validation_set, split_by_time
-from shared.metrics import ndcg_at_k
 from shared.schema import CLICK_COLUMNS, SplitConfig
 
 START = datetime(2025, 3, 1, tzinfo=UTC)
@@ -175,18 +174,80 @@ def test_no_clicks_make_no_examples():
         examples = make_examples(clicks, IDS)
         assert examples.queries == []
         assert examples.weight.shape == examples.positives.shape == (0,)
-        assert make_validation_set(clicks, IDS).qrels == []
+        held_out = make_validation_set(clicks, IDS)
+        assert (held_out.queries, held_out.rows, held_out.gains) == ([], [], [])
 
 
-def test_validation_takes_the_best_that_happened():
-    clicks = log(
-        impression("b", "p3", "click"),
-        impression("b", "p3", "purchase"),
-        impression("b", "p1", "cart"),
-        impression("a", "p5", "click"),
-        impression("a", "p0"),
+# -- validation ------------------------------------------------------------------------------------
+
+
+def gains(*rows):
+    """Of a log, {query: {catalog row: gain}}."""
+    held_out = make_validation_set(log(*rows), IDS)
+    parts = zip(held_out.queries, held_out.rows, held_out.gains, strict=True)
+    return {q: dict(zip(r.tolist(), g.tolist(), strict=True)) for q, r, g in parts}
+
+
+def test_gains_by_hand():
+    got = gains(
+        impression("b", "p3", "click", propensity=1 / 2),
+        impression("b", "p3", propensity=1 / 4),
+        impression("b", "p3", "click", propensity=1 / 4),
+        impression("b", "p1", propensity=1.0),
+        impression("a", "p5", "click", propensity=1.0),
+        impression("a", "p5", propensity=1.0),
+        impression("a", "p5", propensity=1.0),
     )
-    held_out = make_validation_set(clicks, IDS)
-    assert held_out.queries == ["a", "b"]
-    assert [(r.tolist(), g.tolist()) for r, g in held_out.qrels] == [([5], [1]), ([1, 3], [2, 3])]
-    assert ndcg_at_k(np.array([[5, 0], [3, 1]]), held_out.qrels, k=10).tolist() == [1, 1]
+    assert got == {
+        "a": {5: pytest.approx(1 / 3)},
+        "b": {1: 0, 3: pytest.approx((2 + 4) / 3)},
+    }
+
+
+def test_a_purchase_is_a_click():
+    """Gains estimate relevance, not value; what was done weighs in training only."""
+    for did in ("click", "cart", "purchase"):
+        assert gains(impression(did=did, propensity=0.5)) == {"boots": {0: 2}}
+
+
+def test_no_propensity_counts_as_one():
+    assert gains(impression(did="click"), impression()) == {"boots": {0: 1 / 2}}
+
+
+@pytest.mark.parametrize(("propensity", "gain"), [(0.2, 5), (0.1, 10), (0.05, 10), (0.001, 10)])
+def test_a_click_counts_at_most_ten_times(propensity, gain):
+    got = gains(impression(did="click", propensity=propensity))
+    assert got == {"boots": {0: pytest.approx(gain)}}
+
+
+def test_a_query_without_a_click_is_left_out():
+    got = gains(impression("a", "p0"), impression("b", "p1", "click"), impression("b", "p0"))
+    assert got == {"b": {0: 0, 1: 1}}
+
+
+def test_what_is_not_in_the_catalog_is_left_out():
+    assert gains(impression(product="gone", did="click"), impression()) == {}
+
+
+def test_gains_recover_relevance_whatever_the_position():
+    """Seen in a tenth of the looks or in all of them: half of the lookers click."""
+    low = [impression("a", "p0", did, propensity=0.1) for did in ("click", *[""] * 19)]
+    high = [impression("a", "p1", did, propensity=1.0) for did in ("click", "") * 10]
+    assert gains(*low, *high) == {"a": {0: pytest.approx(1 / 2), 1: pytest.approx(1 / 2)}}
+
+
+@given(st.integers(0, 50), st.randoms())
+def test_permuting_rows_changes_no_gain(seed, random):
+    clicks = random_log(seed, 60)
+    one, other = (
+        make_validation_set(part, IDS) for part in (clicks, clicks[random.sample(range(60), 60)])
+    )
+    assert one.queries == other.queries == sorted(set(one.queries))
+    for name in ("rows", "gains"):
+        pairs = zip(getattr(one, name), getattr(other, name), strict=True)
+        assert all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+    for rows, values in zip(one.rows, one.gains, strict=True):
+        assert (np.diff(rows) > 0).all()
+        assert len(rows) == len(values)
+        assert values.min() >= 0
+        assert 0 < values.max() <= 10

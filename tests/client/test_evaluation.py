@@ -1,4 +1,4 @@
-"""Evaluation ranks through FAISS exactly as a slow sort by cosine does, and counts by hand."""
+"""Rankings equal a slow sort by cosine, over the catalog and over what shoppers were shown."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.clicks import ValidationSet
 from client.evaluation import evaluate, mean_metrics, mean_over, rank
+from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
 
@@ -57,15 +59,68 @@ def test_metrics_by_hand() -> None:
 
 
 def test_without_queries_there_is_nothing_to_measure(encoder: Encoder, prefixes: Prefixes) -> None:
-    assert evaluate(encoder, *prefixes, []) == {}
+    products, queries = prefixes
+    assert evaluate(encoder, products, queries, ValidationSet([], [], [])) == {}
     assert mean_metrics(np.empty((0, 10), np.int64), []) == {}
 
 
-def test_evaluate_measures_the_ranking(encoder: Encoder, prefixes: Prefixes) -> None:
-    qrels = [(np.array([row]), np.array([1])) for row in (0, 2, 1)]
-    assert evaluate(encoder, *prefixes, qrels) == mean_metrics(
-        rank(encoder, *prefixes, k=10), qrels
-    )
+def held_out(*gains: dict[int, float]) -> ValidationSet:
+    """Of `QUERIES`, what was shown and its gains, by catalog row."""
+    rows = [np.array(sorted(shown), dtype=np.int64) for shown in gains]
+    values = [np.array([shown[row] for row in sorted(shown)], dtype=float) for shown in gains]
+    return ValidationSet(QUERIES, rows, values)
+
+
+def slowly(encoder: Encoder, prefixes: Prefixes, shown: ValidationSet) -> float:
+    """Mean nDCG@10, pair by pair."""
+    products, queries = prefixes
+    product, query = encoder.product_matrix(products), encoder.query_matrix(queries)
+    total = 0.0
+    for q, (rows, gains) in enumerate(zip(shown.rows, shown.gains, strict=True)):
+        gain = dict(zip(rows.tolist(), gains.tolist(), strict=True))
+        ordered = sorted(gain, key=lambda row: -float(query[q] @ product[row]))[:10]
+        ideal = sorted(gain.values(), reverse=True)[:10]
+        found = sum(gain[row] / math.log2(place + 2) for place, row in enumerate(ordered))
+        total += found / sum(g / math.log2(place + 2) for place, g in enumerate(ideal))
+    return total / len(shown.queries)
+
+
+def test_evaluate_equals_a_slow_reference(
+    encoder: Encoder, prefixes: Prefixes, trained: Adapter
+) -> None:
+    rng = np.random.default_rng(3)
+    for adapter in (encoder.adapter(), trained):
+        encoder.load_adapter(adapter)
+        for _ in range(5):
+            shown = held_out(
+                *(
+                    {int(row): float(rng.uniform(0, 2)) for row in rng.permutation(4)[:size]}
+                    for size in (4, 3, 2)
+                )
+            )
+            expected = {"ndcg@10": pytest.approx(slowly(encoder, prefixes, shown))}
+            assert evaluate(encoder, *prefixes, shown) == expected
+
+
+def test_gains_in_the_encoders_own_order_are_perfect(
+    encoder: Encoder, prefixes: Prefixes, trained: Adapter
+) -> None:
+    encoder.load_adapter(trained)
+    ranked = rank(encoder, *prefixes, k=4)
+    own = [{int(row): 1 / place for place, row in enumerate(row_list, 1)} for row_list in ranked]
+    assert evaluate(encoder, *prefixes, held_out(*own)) == {"ndcg@10": pytest.approx(1.0)}
+    contrary = [{int(row): float(place) for place, row in enumerate(line)} for line in ranked]
+    assert evaluate(encoder, *prefixes, held_out(*contrary))["ndcg@10"] < 1
+
+
+@pytest.mark.parametrize("shown", [{2: 0.5}, {0: 1.0, 1: 1.0, 3: 1.0}])
+def test_where_nothing_can_be_ordered_every_adapter_is_perfect(
+    encoder: Encoder, prefixes: Prefixes, trained: Adapter, shown: dict[int, float]
+) -> None:
+    """One product, or all alike: what an adapter does with the others does not count."""
+    for adapter in (encoder.adapter(), trained):
+        encoder.load_adapter(adapter)
+        assert evaluate(encoder, *prefixes, held_out(*[shown] * 3)) == {"ndcg@10": 1.0}
 
 
 def test_every_region_counts_the_same() -> None:

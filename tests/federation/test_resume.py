@@ -182,3 +182,13 @@ def test_a_mistake_leaves_nothing_behind(
     with pytest.raises(error):
         simulate(options(fashion, **change), tmp_path / "run", quiet())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_region_without_test_queries_is_refused_before_training(
+    tmp_path: Path, fashion: Path
+) -> None:
+    """Of the five types, all that the test queries ask for are outside one region."""
+    asked = options(fashion, regions=3, partition="category")
+    with pytest.raises(DataError, match=r"^region north: .* no test query; lower --regions"):
+        simulate(asked, tmp_path / "run", quiet())
+    assert list(tmp_path.iterdir()) == []

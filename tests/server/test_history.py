@@ -76,7 +76,7 @@ def test_a_damaged_history_is_one_line(history: History, text: str) -> None:
 def test_a_damaged_adapter_is_one_line(history: History, content: bytes) -> None:
     keep(history, 0.1, 0.2)
     (history.folder / "rounds" / "0001.safetensors").write_bytes(content)
-    with pytest.raises(FederationError, match=r"0001\.safetensors: damaged; remove it"):
+    with pytest.raises(FederationError, match=r"0001\.safetensors: damaged; remove the run folder"):
         history.adapter(1)
 
 

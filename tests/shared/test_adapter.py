@@ -10,7 +10,6 @@ from shared.adapter import (
     add,
     load_adapter,
     norm,
-    num_bytes,
     require_same_form,
     save_adapter,
     schema_hash,
@@ -47,10 +46,6 @@ def test_the_norm_is_that_of_all_numbers_together() -> None:
     assert norm({"a": torch.tensor(1e30), "b": torch.tensor(0.0)}) == pytest.approx(1e30)
 
 
-def test_bytes_are_four_a_number(sent: Adapter) -> None:
-    assert num_bytes(sent) == 4 * (2 + 1)
-
-
 def test_the_schema_is_names_and_dtypes(sent: Adapter, ended: Adapter) -> None:
     assert schema_hash(sent) == schema_hash(ended)  # neither values nor order
     assert schema_hash({**sent, "b": torch.zeros(7, 2)}) == schema_hash(sent)  # ranks may differ
@@ -71,7 +66,7 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, sent: Adapter) -> No
         load_adapter(path)
     save_adapter(path, sent, {})
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(FederationError, match=r"one\.safetensors: damaged; remove it"):
+    with pytest.raises(FederationError, match=r"one\.safetensors: damaged; remove the run folder"):
         load_adapter(path)
 
 

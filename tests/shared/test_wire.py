@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 from shared import wire
-from shared.adapter import Adapter, num_bytes, subtract
+from shared.adapter import Adapter, subtract
 from shared.config import parse_run_config
 from shared.encoders.encoder import Encoder
 from shared.errors import WireError
@@ -109,7 +109,7 @@ def test_averaging_gets_weights_not_updates(sent: Adapter, update: Adapter) -> N
 
 
 def test_bytes_are_those_of_the_values_and_a_header_each(sent: Adapter, update: Adapter) -> None:
-    expected = num_bytes(update) + NPY_HEADER * len(update)
+    expected = sum(4 * tensor.numel() + NPY_HEADER for tensor in update.values())
     assert wire.record_bytes(reply(update)) == expected
     assert wire.record_bytes(wire.evaluate_reply({"mrr@10": 1.0}, num_examples=1)) == 0
 

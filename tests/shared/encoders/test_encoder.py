@@ -83,19 +83,6 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_taken(
     assert same(encoder.adapter(), before)
 
 
-def test_using_gives_the_former_adapter_back(encoder: Encoder, trained: Adapter) -> None:
-    before = encoder.adapter()
-    with encoder.using(trained):
-        assert same(encoder.adapter(), trained)
-    assert same(encoder.adapter(), before)
-    with pytest.raises(KeyboardInterrupt), encoder.using(trained):
-        raise KeyboardInterrupt
-    assert same(encoder.adapter(), before)
-    with pytest.raises(WireError), encoder.using({}):
-        pass
-    assert same(encoder.adapter(), before)
-
-
 # -- digest and release files ----------------------------------------------------------------------
 
 
@@ -103,11 +90,12 @@ def test_every_tensor_is_in_the_digest(encoder: Encoder) -> None:
     fresh = encoder.adapter()
     digests = {encoder.digest}
     for name in fresh:
-        moved = {**fresh, name: fresh[name] + 1e-3}
-        with encoder.using(moved):
-            digests.add(encoder.digest)
+        encoder.load_adapter({**fresh, name: fresh[name] + 1e-3})
+        digests.add(encoder.digest)
     assert len(digests) == len(fresh) + 1
+    encoder.load_adapter(fresh)
     assert encoder.digest in digests
+    assert len(digests) == len(fresh) + 1
 
 
 def test_another_base_is_another_digest(encoder: Encoder, tiny_base: Path) -> None:
@@ -166,6 +154,21 @@ def test_kept_and_fresh_product_vectors_agree(
     assert (matrix.dtype, matrix.shape) == (np.float32, (6, 32))
     np.testing.assert_allclose(np.linalg.norm(matrix, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose((fresh * matrix).sum(axis=1), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [[4], [5, 0, 3], [2, 2], [0, 1, 2, 3, 4, 5], []])
+def test_vectors_of_some_rows_are_those_rows_of_all(
+    tmp_path: Path,
+    encoder: Encoder,
+    trained: Adapter,
+    images: list[Path | None],
+    rows: list[int],
+) -> None:
+    encoder.load_adapter(trained)
+    products = kept(tmp_path, encoder, TEXTS, images)
+    some = encoder.product_matrix(products, np.array(rows, dtype=np.int64))
+    assert some.shape == (len(rows), 32)
+    np.testing.assert_allclose(some, encoder.product_matrix(products)[rows], atol=1e-5)
 
 
 def test_kept_and_fresh_query_vectors_agree(
