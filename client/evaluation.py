@@ -49,7 +49,7 @@ def mean_metrics(ranked: NDArray[np.int64], qrels: Qrels) -> dict[str, float]:
 def evaluate(
     encoder: Encoder, products: ProductPrefixes, queries: TextPrefixes, held_out: ValidationSet
 ) -> dict[str, float]:
-    """Mean nDCG@10 of the encoder's order of what held-out shoppers were shown.
+    """Pooled nDCG@10 of the encoder's order of what held-out shoppers were shown.
 
     Products that were not shown are left out (condensed lists, Sakai 2007), because whether
     anybody would have clicked them is not known; gains are linear, being probabilities.
@@ -68,11 +68,11 @@ def evaluate(
     shown = np.unique(np.concatenate(held_out.rows))
     vectors = encoder.product_matrix(products, shown)
     scores = encoder.query_matrix(queries) @ vectors.T  # (Q, S)
-    values = []
+    ordered = []
     for score, rows, gains in zip(scores, held_out.rows, held_out.gains, strict=True):
         order = np.lexsort((rows, -score[np.searchsorted(shown, rows)]))
-        values.append(ndcg_of_gains(gains[order], k=K))
-    return {f"ndcg@{K}": float(np.mean(values))}
+        ordered.append(gains[order])
+    return {f"ndcg@{K}": ndcg_of_gains(ordered, k=K)}
 
 
 def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:

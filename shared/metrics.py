@@ -62,20 +62,28 @@ def ndcg_at_k(ranked: Rows, qrels: Qrels, *, k: int) -> Scores:
     return _ndcg(grades_of(ranked[:, :k], qrels), qrels, k)
 
 
-def ndcg_of_gains(gains: NDArray[np.float64], *, k: int) -> float:
-    """The nDCG of one list whose gains are known as numbers, discount log2(rank + 1).
+def ndcg_of_gains(lists: Sequence[NDArray[np.float64]], *, k: int) -> float:
+    """Gain found over gain possible, summed over queries first, discount log2(rank + 1).
+
+    For gains that are noisy estimates. The mean of each query's own ratio would be biased: a wildly
+    overestimated gain also inflates its query's ideal, and so mutes the queries that say most. The
+    sum of found gain is unbiased if the gains are, and the sum of ideals is the same for every
+    ranking of the same products.
 
     Args:
-        gains: in ranked order, (R,), >= 0; the ideal list has the same in falling order.
+        lists: gains in ranked order, (R,) each, >= 0; the ideal list has them in falling order.
         k: how many ranks count, >= 1.
 
     Returns:
         A value in [0, 1]; 0 where nothing has any gain.
     """
-    discounts = np.log2(np.arange(2, min(k, len(gains)) + 2))  # (min(k, R),)
-    ideal = float((np.sort(gains)[::-1][:k] / discounts).sum())
-    found = float((gains[:k] / discounts).sum())
+    found = sum(_discounted(gains[:k]) for gains in lists)
+    ideal = sum(_discounted(np.sort(gains)[::-1][:k]) for gains in lists)
     return min(found / ideal, 1.0) if ideal > 0 else 0.0  # the two sums may round apart
+
+
+def _discounted(gains: NDArray[np.float64]) -> float:
+    return float((gains / np.log2(np.arange(2, len(gains) + 2))).sum())
 
 
 def ndcg_judged_at_k(ranked: Rows, qrels: Qrels, *, k: int) -> Scores:

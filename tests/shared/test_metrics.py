@@ -95,14 +95,22 @@ def test_ndcg_of_gains_by_hand():
     gains = np.array([0, 1 / 2, 1 / 4])
     found = (1 / 2) / LOG3 + (1 / 4) / 2
     ideal = 1 / 2 + (1 / 4) / LOG3
-    assert ndcg_of_gains(gains, k=10) == pytest.approx(found / ideal)
-    assert ndcg_of_gains(gains, k=2) == pytest.approx(((1 / 2) / LOG3) / ideal)
-    assert ndcg_of_gains(gains, k=1) == 0  # the ideal is cut at k, too: it has 1 / 2 there
+    assert ndcg_of_gains([gains], k=10) == pytest.approx(found / ideal)
+    assert ndcg_of_gains([gains], k=2) == pytest.approx(((1 / 2) / LOG3) / ideal)
+    assert ndcg_of_gains([gains], k=1) == 0  # the ideal is cut at k, too: it has 1 / 2 there
 
 
 def test_no_gain_scores_zero():
-    assert ndcg_of_gains(np.zeros(3), k=10) == 0
-    assert ndcg_of_gains(np.empty(0), k=10) == 0
+    assert ndcg_of_gains([np.zeros(3)], k=10) == 0
+    assert ndcg_of_gains([np.empty(0)], k=10) == 0
+    assert ndcg_of_gains([], k=10) == 0
+
+
+def test_gains_are_summed_over_queries_before_they_are_divided():
+    found, ideal = 0 + 4 / LOG3 + 1, 4 + 1
+    assert ndcg_of_gains([np.array([0, 4.0]), np.array([1.0])], k=10) == pytest.approx(
+        found / ideal
+    )
 
 
 GRADES = st.dictionaries(st.integers(0, 30), st.integers(0, 3), min_size=1, max_size=15)
@@ -142,7 +150,7 @@ def test_exponential_gains_make_the_ndcg_of_grades(grades, random, k):
     rows = random.sample(sorted(grades), len(grades))
     gains = np.array([2.0 ** grades[row] - 1 for row in rows])
     expected = ndcg_at_k(ranking(rows), judgments(grades), k=k)[0]
-    assert ndcg_of_gains(gains, k=k) == pytest.approx(expected)
+    assert ndcg_of_gains([gains], k=k) == pytest.approx(expected)
 
 
 GAINS = st.lists(st.floats(0, 10), min_size=1, max_size=20).map(np.array)
@@ -150,15 +158,15 @@ GAINS = st.lists(st.floats(0, 10), min_size=1, max_size=20).map(np.array)
 
 @given(GAINS, st.integers(1, 25))
 def test_gains_score_within_zero_and_one_and_best_in_falling_order(gains, k):
-    assert 0 <= ndcg_of_gains(gains, k=k) <= 1
-    best = ndcg_of_gains(np.sort(gains)[::-1], k=k)
+    assert 0 <= ndcg_of_gains([gains], k=k) <= 1
+    best = ndcg_of_gains([np.sort(gains)[::-1]], k=k)
     assert best == (1 if gains.max() > 0 else 0)
 
 
 @given(GAINS, st.integers(1, 25), st.sampled_from([0.25, 2.0, 8.0]))
 def test_only_the_ratio_of_gains_counts(gains, k, scale):
     gains = np.round(gains, 6)  # no subnormal numbers, whose ratios are lost
-    assert ndcg_of_gains(scale * gains, k=k) == pytest.approx(ndcg_of_gains(gains, k=k))
+    assert ndcg_of_gains([scale * gains], k=k) == pytest.approx(ndcg_of_gains([gains], k=k))
 
 
 @pytest.fixture
