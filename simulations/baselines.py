@@ -21,8 +21,8 @@ from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import ImagePrefixes, TextPrefixes
 
 # Pooled training takes as many steps a pass as all regions together, so it wants a smaller rate:
-# on development queries (seen ones kept out of training) 0.0015 beat 0.005 for it, and for nobody
-# else. Without this the baseline would be weaker than it can be.
+# on development queries (seen ones kept out of training) 0.0015 beat 0.005 for it. Without this the
+# baseline would be weaker than it can be.
 CENTRALIZED_SCALE = 0.3
 
 OnRound = Callable[[RoundRecord], None]
