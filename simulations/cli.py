@@ -10,6 +10,12 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+_EXAMPLES = {  # a region and a query worth trying
+    "synthetic": ("north", "red leather ankle boots"),
+    "fashion": ("north", "black casual shoes for men"),
+    "icecat": ("north", "wireless mouse"),
+}
+
 app = typer.Typer(help="Whole federations on one machine.")
 
 
@@ -96,9 +102,11 @@ def _print_result(result: dict[str, Any], run: Path) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    region = result["regions"][0]["name"]
+    region, query = _EXAMPLES[result["data"].partition(":")[0]]
+    names = [row["name"] for row in result["regions"]]
+    folder = run / "regions" / (region if region in names else names[0])
     console.print(
-        f'try: fedshelf search --region {run / "regions" / region} "red leather ankle boots"',
+        f'try: fedshelf search --region {folder} "{query}"',
         highlight=False,
         soft_wrap=True,
     )
