@@ -17,8 +17,9 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/pytest -q -m "not slow"
 
+# make test-slow FASHION=DIR ICECAT=DIR: real data, half an hour
 test-slow: $(VENV)/installed
-	$(BIN)/pytest -q -m slow
+	FEDSHELF_FASHION=$(FASHION) FEDSHELF_ICECAT=$(ICECAT) $(BIN)/pytest -q -m slow
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
