@@ -1,6 +1,6 @@
 """What federation must reach on real products; minutes a run, on data that is not ours to ship.
 
-`make test-slow FASHION=DIR ICECAT=DIR` runs these with the folders that docs/simulation.md describes.
+`make test-slow FASHION=DIR ICECAT=DIR` runs these; docs/simulation.md says what is in the folders.
 """
 
 import json
