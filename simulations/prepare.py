@@ -22,7 +22,13 @@ from shared.durable import canonical_json, replace_file
 from shared.encoders.base import BaseInfo
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import image_prefixes, text_prefixes
-from shared.encoders.presets import PublicSlice, cache_root, find_preset, make_base
+from shared.encoders.presets import (
+    PublicSlice,
+    cache_root,
+    fetch_weights,
+    find_preset,
+    make_base,
+)
 from shared.errors import DataError, FederationError
 from shared.retrieval.index import build_index, search_index
 from shared.retrieval.lexical import LexicalIndex, language_of
@@ -100,6 +106,7 @@ def prepare(
     for leftover in ("regions", "headquarters", "base"):
         shutil.rmtree(run / leftover, ignore_errors=True)
     names = region_names(regions)
+    fetch_weights(find_preset(preset))  # before minutes of work that would be for nothing
     with progress.stage("data", f"Data: {data}"):
         source = load_source(
             data,

@@ -170,6 +170,8 @@ def make_base(
     if known := _intact(folder):
         return folder, known
 
+    fetch_weights(preset)
+
     def fill(beside: Path) -> None:
         _fill_text(preset, beside / "text", seed)
         _fill_image(preset, beside, public, seed, progress)
@@ -268,7 +270,7 @@ def _write_tiny_text(folder: Path, dim: int, seed: int) -> None:
 def _write_hub_text(preset: Preset, folder: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    source = _hub_folder(preset.text.name, str(preset.text.revision))
+    source = _hub_folder(preset.text.name)
     check_text_folder(source)
     model = AutoModel.from_pretrained(source, use_safetensors=True)
     getattr(model, "text_model", model).save_pretrained(folder)
@@ -286,9 +288,8 @@ def _fill_image(
         torch.manual_seed(seed)
         model = create_image_model(preset.image)
         if preset.image.revision is not None:
-            name = f"timm/{preset.image.name}"
-            source = _hub_folder(name, preset.image.revision) / "model.safetensors"
-            model.load_state_dict(load_file(source))
+            source = _hub_folder(_image_repository(preset))
+            model.load_state_dict(load_file(source / "model.safetensors"))
         if preset.align is not None:
             pixels, text = _alignment_pairs(preset, base, public)
             align(model, pixels, text, preset.align, seed=seed, progress=progress)
@@ -318,28 +319,53 @@ def _alignment_pairs(preset: Preset, base: Path, public: PublicSlice) -> tuple[T
     return (batch - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None], text
 
 
-def _hub_folder(name: str, revision: str) -> Path:
-    """A hub repository's folder: put there by hand, or downloaded now at its pinned revision.
+# -- weights from the hub --------------------------------------------------------------------------
+
+
+def fetch_weights(preset: Preset) -> None:
+    """Have the hub repositories of a preset on disk: put there by hand, or downloaded now.
 
     Raises:
-        BaseError: neither there nor to be had; names what to download and where to put it.
+        BaseError: some are neither there nor to be had; names each and where to put it.
     """
-    folder = cache_root() / "hub" / name.replace("/", "--")
-    if (folder / "model.safetensors").is_file():
-        return folder
+    missing = [(n, r) for n, r in _repositories(preset) if not _has_weights(_hub_folder(n))]
+    try:
+        for name, revision in missing:
+            _download(name, revision)
+    except Exception as error:
+        wanted = " and ".join(f"{n} at revision {r} into {_hub_folder(n)}" for n, r in missing)
+        raise BaseError(
+            f"the model hub cannot be reached ({type(error).__name__}): download {wanted}"
+        ) from None
+
+
+def _repositories(preset: Preset) -> list[tuple[str, str]]:
+    """Name and revision of each hub repository; presets made here have none."""
+    named = [
+        (preset.text.name, preset.text.revision),
+        (_image_repository(preset), preset.image.revision),
+    ]
+    return [(name, revision) for name, revision in named if revision is not None]
+
+
+def _image_repository(preset: Preset) -> str:
+    return f"timm/{preset.image.name}"
+
+
+def _hub_folder(name: str) -> Path:
+    return cache_root() / "hub" / name.replace("/", "--")
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / "model.safetensors").is_file()
+
+
+def _download(name: str, revision: str) -> None:
     import huggingface_hub
 
+    # Asked first because it fails at once; the download itself retries for half a minute.
+    huggingface_hub.HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
     patterns = ["*.json", "*.model", "*.txt", "model.safetensors"]
-    try:
-        # Asked first because it fails at once; the download itself retries for half a minute.
-        huggingface_hub.HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
-        huggingface_hub.snapshot_download(
-            name, revision=revision, local_dir=folder, allow_patterns=patterns
-        )
-    except Exception as error:
-        reason = type(error).__name__
-        raise BaseError(
-            f"the model hub cannot be reached ({reason}): download {name} at revision "
-            f"{revision} and put its files into {folder}"
-        ) from None
-    return folder
+    huggingface_hub.snapshot_download(
+        name, revision=revision, local_dir=_hub_folder(name), allow_patterns=patterns
+    )

@@ -185,8 +185,10 @@ def test_an_unreachable_hub_says_what_to_download_and_where_to_put_it(
     message = str(caught.value)
     assert message == (
         "the model hub cannot be reached (OSError): download google/siglip2-base-patch16-224 at "
-        f"revision {preset.text.revision} and put its files into "
-        f"{cache_root() / 'hub' / 'google--siglip2-base-patch16-224'}"
+        f"revision {preset.text.revision} into "
+        f"{cache_root() / 'hub' / 'google--siglip2-base-patch16-224'} and "
+        f"timm/vit_base_patch16_siglip_224.v2_webli at revision {preset.image.revision} into "
+        f"{cache_root() / 'hub' / 'timm--vit_base_patch16_siglip_224.v2_webli'}"
     )
     assert not list((cache_root() / "bases").glob("siglip*"))
 
