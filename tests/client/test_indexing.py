@@ -17,7 +17,7 @@ from client.region import Region, open_region
 from server.releases import generate_signing_key, publish_release, write_release
 from shared.errors import ReleaseError, RetrievalError
 from shared.release import MODEL_FILES, ReleaseBase, ReleaseFacts
-from shared.retrieval.index import build_index
+from shared.retrieval.index import build_index, search_index
 from shared.retrieval.manifest import open_current_index, open_index_folder, read_pointer
 
 BASE, ENCODER = "b" * 64, "e" * 64
@@ -221,6 +221,16 @@ def test_products_with_equal_vectors_pass_the_check(region: Region) -> None:
     vectors = np.tile(np.eye(1, 8, dtype=np.float32), (len(region.texts), 1))
     folder = build_region_index(region, HashEncoder(), release=1, vectors=vectors)
     check_index(open_index_folder(folder), vectors)
+
+
+def test_products_that_differ_in_the_last_bits_pass_the_check(region: Region) -> None:
+    """One text, computed in two batches: row 1 finds row 0, which scores as well."""
+    vectors = np.tile(np.full((1, 4), 0.5, np.float32), (len(region.texts), 1))
+    vectors[0] += np.float32(1e-6)
+    folder = build_region_index(region, HashEncoder(), release=1, vectors=vectors)
+    _, found = search_index(open_index_folder(folder).index, vectors, 1)
+    assert set(found.ravel()) == {0}
+    assert (vectors[0] != vectors[1]).all()
 
 
 def test_an_encoder_that_gives_nan_changes_nothing(region: Region) -> None:
