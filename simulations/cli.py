@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+_METHODS = ("random", "bm25", "zero_shot", "local_only", "federated", "centralized")
+_UNION_METRICS = ("ndcg@10", "ndcg@10_judged", "judged@10")
 _EXAMPLES = {  # a region and a query worth trying
     "synthetic": ("north", "red leather ankle boots"),
     "fashion": ("north", "black casual shoes for men"),
@@ -120,7 +122,8 @@ def _table(result: dict[str, Any]) -> "Table":
         table.add_column(region["name"], justify="right")
     table.add_column("mean", justify="right", style="bold")
     table.add_column("worst", justify="right")
-    for method, mean in result["mean"].items():
+    for method in _in_order(result["mean"]):
+        mean = result["mean"][method]
         cells = [region["rows"][method].get("ndcg@10") for region in result["regions"]]
         cells += [mean["ndcg@10"], result["worst"][method]["ndcg@10"]]
         table.add_row(method, *("-" if cell is None else f"{cell:.3f}" for cell in cells))
@@ -131,6 +134,12 @@ def _union_table(union: dict[str, dict[str, float]]) -> "Table":
     from rich.table import Table
 
     table = Table("human judgments, union of catalogs", "nDCG@10", "judged only", "judged@10")
-    for method, row in union.items():
-        table.add_row(method, *(f"{row[key]:.3f}" for key in row))
+    for method in _in_order(union):
+        row = union[method]
+        table.add_row(method, *(f"{row[name]:.3f}" for name in _UNION_METRICS))
     return table
+
+
+def _in_order(rows: dict[str, dict[str, float]]) -> list[str]:
+    """Methods from the weakest to the strongest idea; JSON read back has them by name."""
+    return [method for method in _METHODS if method in rows]
