@@ -171,20 +171,14 @@ def test_as_many_passes_as_the_federation_has_rounds(workers: list[Worker], tmp_
     history = History(tmp_path)
     history.start(workers[0].encoder.adapter(), base_fingerprint="f")
     pool, config = local_pools(workers)[0], federation("", batch_size=32)
-    rounds: list[int] = []
-    train_alone(
-        pool,
-        workers[0].encoder,
-        config,
-        history,
-        on_step=lambda *step: steps.append(step),
-        on_round=lambda record: rounds.append(record.round),
-    )
+    encoder = workers[0].encoder
+    train_alone(pool, encoder, config, history, on_step=lambda *step: steps.append(step))
     per_pass = -(-len(workers[0].examples.weight) // 32)
     assert steps == [(n, per_pass) for n in range(1, per_pass + 1)] * 2
-    assert rounds == [0, 1, 2]
-    train_alone(pool, workers[0].encoder, config, history, on_round=lambda _: rounds.append(-1))
-    assert rounds == [0, 1, 2]  # a complete baseline is not repeated
+    assert [record.round for record in history.rounds()] == [0, 1, 2]
+    train_alone(pool, encoder, config, history, on_step=lambda *step: steps.append(step))
+    assert len(steps) == 2 * per_pass  # a complete baseline is not repeated
+    assert [record.round for record in history.rounds()] == [0, 1, 2]
 
 
 def test_each_baseline_is_stopped_on_its_own_validation_clicks(
