@@ -69,3 +69,20 @@ def image_text_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature
     forward = nn.functional.cross_entropy(logits, target)
     backward = nn.functional.cross_entropy(logits.T, target)
     return (forward + backward) / 2
+
+
+def drift(vectors: Tensor, base: Tensor) -> Tensor:
+    """How far vectors have moved from where the frozen base puts them.
+
+    A click log asks for what shoppers ask for; nothing in it holds the rest of the language in
+    place. This term does, as in learning without forgetting (Li and Hoiem, arXiv:1606.09282), on
+    vectors instead of class probabilities.
+
+    Args:
+        vectors: unit vectors, (B, D).
+        base: of the same items without an adapter, unit vectors, (B, D).
+
+    Returns:
+        Mean of 1 - cosine, shape (); 0 where nothing moved.
+    """
+    return (1 - (vectors * base).sum(dim=1)).mean()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from client.clicks import Examples
-from client.training import OnStep, TrainingData, train
+from client.training import OnStep, TrainingData, make_training_data, train
 from client.worker import Worker
 from server.history import History, RoundRecord
 from shared.adapter import Adapter
@@ -93,7 +93,8 @@ def pooled_data(workers: Sequence[Worker]) -> TrainingData:
     queries = sorted({query for part in parts for query in part.examples.queries})
     examples = _pooled_examples(parts, starts, {query: row for row, query in enumerate(queries)})
     prefixes = workers[0].query_prefixes(queries)
-    return TrainingData(examples, prefixes, pooled_products([part.products for part in parts]))
+    products = pooled_products([part.products for part in parts])
+    return make_training_data(workers[0].encoder, examples, prefixes, products)
 
 
 def _pooled_examples(

@@ -179,6 +179,15 @@ class Encoder:
             vectors[rows] = self.text_vectors(queries, rows).cpu().numpy()
         return vectors
 
+    @torch.inference_mode()
+    def base_text_matrix(self, texts: TextPrefixes, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Unit vectors (B, D) that the base alone gives the kept texts `rows` (B,)."""
+        vectors = np.zeros((len(rows), self.dim), dtype=np.float32)
+        with self.text.peft.disable_adapter():
+            for batch in batches_by_length(texts.lengths()[rows]):
+                vectors[batch] = self.text_vectors(texts, rows[batch]).cpu().numpy()
+        return vectors
+
     def encode_products(
         self, texts: Sequence[str | None], images: Sequence[Path | None]
     ) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from client.batches import Batch, make_batch
 from client.clicks import Examples
-from client.training import TrainingData, batch_loss, train
+from client.training import TrainingData, batch_loss, make_training_data, train
 from shared.adapter import Adapter
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes
@@ -26,6 +26,7 @@ CONFIG = TrainConfig(
     weight_decay=0.01,
     clip_norm=1.0,
     alignment_weight=0.1,
+    anchor_weight=1.0,
 )
 
 
@@ -46,9 +47,8 @@ def data(encoder: Encoder, photos: list[Path], tmp_path: Path) -> TrainingData:
         image_prefixes(tmp_path, encoder.image, fingerprint, [*photos[:5], None]),
         np.ones(6, np.bool_),
     )
-    return TrainingData(
-        examples, text_prefixes(tmp_path, encoder.text, fingerprint, QUERIES), products
-    )
+    queries = text_prefixes(tmp_path, encoder.text, fingerprint, QUERIES)
+    return make_training_data(encoder, examples, queries, products)
 
 
 def run(encoder: Encoder, data: TrainingData, start: Adapter, **changes: float) -> Adapter:
@@ -68,7 +68,13 @@ def whole(data: TrainingData) -> Batch:
 # -- the loss --------------------------------------------------------------------------------------
 
 
-def slow_loss(encoder: Encoder, data: TrainingData, photos: list[Path], alignment: float) -> float:
+def weighed(alignment: float, anchor: float) -> TrainConfig:
+    return dataclasses.replace(CONFIG, alignment_weight=alignment, anchor_weight=anchor)
+
+
+def slow_loss(
+    encoder: Encoder, data: TrainingData, photos: list[Path], alignment: float, anchor: float
+) -> float:
     """The definition, example by example, on vectors computed from scratch."""
     titles = [TITLES[row] for row in range(5)]
     product = torch.from_numpy(encoder.encode_products(titles, photos[:5]))
@@ -95,7 +101,14 @@ def slow_loss(encoder: Encoder, data: TrainingData, photos: list[Path], alignmen
         + _nll(text[i], image[i], list(image), temperature) / 2
         for i in range(5)
     )
-    return total / weights + alignment * aligned / 5
+    adapter = encoder.adapter()
+    encoder.reset(seed=0)
+    base_text = torch.from_numpy(encoder.encode_products(titles, [None] * 5))
+    base_query = torch.from_numpy(encoder.encode_queries(QUERIES, [None] * 4))
+    encoder.load_adapter(adapter)
+    away = sum(1 - float(text[i] @ base_text[i]) for i in range(5)) / 5
+    away += sum(1 - float(query[i] @ base_query[i]) for i in range(4)) / 4
+    return total / weights + alignment * aligned / 5 + anchor * away
 
 
 def _nll(anchor: Tensor, target: Tensor, candidates: list[Tensor], temperature: float) -> float:
@@ -103,14 +116,40 @@ def _nll(anchor: Tensor, target: Tensor, candidates: list[Tensor], temperature: 
     return float(torch.logsumexp(logits, 0) - anchor @ target / temperature)
 
 
-@pytest.mark.parametrize("alignment", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(("alignment", "anchor"), [(0.0, 0.0), (0.1, 0.0), (1.0, 0.0), (0.1, 2.0)])
 def test_the_loss_is_that_of_its_definition(
-    encoder: Encoder, data: TrainingData, photos: list[Path], trained: Adapter, alignment: float
+    encoder: Encoder,
+    data: TrainingData,
+    photos: list[Path],
+    trained: Adapter,
+    alignment: float,
+    anchor: float,
 ) -> None:
     encoder.load_adapter(trained)
-    fast = float(batch_loss(encoder, data, whole(data), alignment).detach())
+    fast = float(batch_loss(encoder, data, whole(data), weighed(alignment, anchor)).detach())
     # kept activations are float16
-    assert fast == pytest.approx(slow_loss(encoder, data, photos, alignment), abs=2e-2)
+    assert fast == pytest.approx(slow_loss(encoder, data, photos, alignment, anchor), abs=2e-2)
+
+
+def test_where_the_base_puts_texts_does_not_depend_on_the_adapter(
+    encoder: Encoder, data: TrainingData, trained: Adapter
+) -> None:
+    encoder.load_adapter(trained)
+    again = make_training_data(encoder, data.examples, data.queries, data.products)
+    assert np.array_equal(again.base_texts, data.base_texts)
+    assert np.array_equal(again.base_queries, data.base_queries)
+    assert equal(encoder.adapter(), trained)
+
+
+def test_a_heavier_anchor_holds_texts_nearer_to_the_base(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    start, nearness = encoder.adapter(), []
+    for weight in (0.0, 1.0, 100.0):
+        run(encoder, data, start, anchor_weight=weight, local_epochs=10)
+        now = encoder.query_matrix(data.queries)
+        nearness.append(float((now * data.base_queries).sum(axis=1).mean()))
+    assert nearness[0] < nearness[1] < nearness[2] <= 1.0 + 1e-6
 
 
 def test_a_product_without_photo_takes_no_part_in_the_alignment(
@@ -124,10 +163,13 @@ def test_a_product_without_photo_takes_no_part_in_the_alignment(
         weight=np.append(data.examples.weight, np.float32(0)),
         positives=np.append(data.examples.positives, 3 * 6 + 5),
     )
-    batches = whole(data), make_batch(examples, np.arange(6))
+    data = make_training_data(encoder, examples, data.queries, data.products)
+    batches = make_batch(examples, np.arange(5)), make_batch(examples, np.arange(6))
 
     def alignment(batch: Batch) -> float:
-        losses = [batch_loss(encoder, data, batch, weight).detach() for weight in (1.0, 0.0)]
+        losses = [
+            batch_loss(encoder, data, batch, weighed(weight, 0.0)).detach() for weight in (1.0, 0.0)
+        ]
         return float(losses[0] - losses[1])
 
     assert alignment(batches[1]) == pytest.approx(alignment(batches[0]), abs=1e-5)
