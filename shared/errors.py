@@ -7,7 +7,8 @@
     ├── WireError             a message between headquarters and a region is malformed
     ├── FederationError       a run cannot go on (no quorum, no regions, interrupted state)
     ├── ReleaseError          a release is damaged, unsigned, half-written or another one
-    └── RetrievalError        an index is missing, damaged or of another encoder digest
+    ├── RetrievalError        an index is missing, damaged or of another encoder digest
+    └── AuditError            an audit log was changed, is torn or cannot be written
 
 Every message says what was found, what was expected and what to do, names the file or region,
 and holds no query text and no product content. `assert` is for our own invariants only.
@@ -44,3 +45,7 @@ class ReleaseError(FedshelfError):
 
 class RetrievalError(FedshelfError):
     """An index is missing, damaged, or made by another encoder than the one asking."""
+
+
+class AuditError(FedshelfError):
+    """An audit log was changed since it was written, is torn, or cannot be read or written."""
