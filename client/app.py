@@ -1,18 +1,21 @@
-"""The Flower ClientApp: decode a message, hand it to the region's worker, encode the reply.
+"""The Flower ClientApp: pass a message on to the region's worker and its answer back.
 
-It holds no data of its own. An exception in a region never travels: headquarters learns its kind,
-the region's own log has the rest.
+A Flower node runs whatever app headquarters sends it, so this process must be worth nothing: in a
+deployment it holds no data, runs as a user who may read none, and passes each message to the
+worker's socket (`worker-socket` in the node config). In a simulation it answers in its own
+process. An exception in a region never travels: headquarters learns its kind, the region's own log
+has the rest.
+
+Flower starts a new Python process for every message; hence nothing heavy is imported up here.
 """
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.worker import Worker, get_worker
-from shared import wire
+from client.rpc import RemoteFailure, forward
 from shared.config import parse_run_config
 from shared.errors import ConfigError, FedshelfError
 
@@ -25,42 +28,26 @@ app = ClientApp()
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Answer who this region is and what it has."""
-    return _answer(message, context, lambda worker: wire.describe_reply(worker.describe()))
+    return _reply(message, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train one round and answer with the update."""
-
-    def work(worker: Worker) -> RecordDict:
-        adapter, config, server_round = wire.read_train_request(message.content)
-        trained = worker.train(adapter, config, server_round)
-        return wire.train_reply(
-            trained.update,
-            num_examples=trained.num_examples,
-            loss=trained.loss,
-            seconds=trained.seconds,
-        )
-
-    return _answer(message, context, work)
+    return _reply(message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Measure an adapter on this region's validation clicks."""
-
-    def work(worker: Worker) -> RecordDict:
-        num_examples, metrics = worker.evaluate(wire.read_evaluate_request(message.content))
-        return wire.evaluate_reply(metrics, num_examples=num_examples)
-
-    return _answer(message, context, work)
+    """Measure adapters on this region's held-out clicks."""
+    return _reply(message, context)
 
 
 def region_folder(context: Context) -> Path:
-    """Where this node's region is.
+    """Where this node's region is, when it is answered for in this process.
 
-    A deployed node names it (`region-dir` in its node config). A simulated node i works on the
-    i-th sorted name in the run's regions folder.
+    A node may name it (`region-dir` in its node config). A simulated node i works on the i-th
+    sorted name in the run's regions folder.
 
     Raises:
         ConfigError: neither is given, or there are fewer regions than nodes.
@@ -79,9 +66,12 @@ def region_folder(context: Context) -> Path:
     return folders[number]
 
 
-def _answer(message: Message, context: Context, work: Callable[[Worker], RecordDict]) -> Message:
+def _reply(message: Message, context: Context) -> Message:
     try:
-        return Message(work(get_worker(region_folder(context))), reply_to=message)
+        return Message(_answer(message, context), reply_to=message)
+    except RemoteFailure as error:
+        log.error("%s", error)
+        reason = error.kind
     except FedshelfError as error:
         log.error("%s", error)
         reason = type(error).__name__
@@ -89,3 +79,16 @@ def _answer(message: Message, context: Context, work: Callable[[Worker], RecordD
         log.exception("%s failed", message.metadata.message_type)
         reason = type(error).__name__
     return Message(Error(code=REGION_FAILED, reason=reason), reply_to=message)
+
+
+def _answer(message: Message, context: Context) -> RecordDict:
+    kind = message.metadata.message_type
+    if "worker-socket" in context.node_config:
+        socket = Path(str(context.node_config["worker-socket"]))
+        # Headquarters waits no longer than this for anybody.
+        timeout_s = parse_run_config(context.run_config).round_timeout_s
+        return forward(socket, kind, message.content, timeout_s=timeout_s)
+    from client.answers import answer
+    from client.worker import get_worker
+
+    return answer(get_worker(region_folder(context)), kind, message.content)

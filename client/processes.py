@@ -1,0 +1,237 @@
+"""A region's processes: the worker, Flower's SuperNode, and whoever runs what Flower sends.
+
+Three programs, and as root three users, each kept from the next one's secrets by the kernel:
+
+    worker      owner of the region's folder: data, encoders, training; listens on a unix socket
+    supernode   talks to headquarters; holds the node key, sees no data
+    superexec   starts the ClientApp that headquarters sent; may reach the socket, and nothing else
+
+    node/       the SuperNode's: its copy of the key and of the authority, Flower's state, a secret
+    app/        the ClientApp's: Flower's state, the same secret
+    run/        the worker's socket
+
+Flower can run ClientApps inside the SuperNode's own user; then a hostile app could read the node
+key. So the SuperNode isolates them as separate processes, which a shared secret lets in.
+"""
+
+import os
+import pwd
+import secrets
+import socket
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from shared.errors import ConfigError
+from shared.schema import HeadquartersConfig, RegionConfig
+from shared.supervise import Process, flower_environment, program_beside_python
+
+_LOOPBACK = "127.0.0.1"
+_SECRET = "superexec.secret"
+
+
+def region_processes(
+    folder: Path,
+    config: RegionConfig,
+    *,
+    node_user: str | None = None,
+    app_user: str | None = None,
+) -> tuple[Process, ...]:
+    """All of them, in the order in which they start; makes the folders they need.
+
+    Args:
+        folder: of the region.
+        config: its `region.toml`.
+        node_user: runs the SuperNode; needs root. By default everything runs as this user.
+        app_user: runs what headquarters sends; given exactly if `node_user` is.
+
+    Raises:
+        ConfigError: the region is not enrolled, a user does not exist or may get at the data, or
+            Flower is not installed.
+    """
+    _require_users(node_user, app_user)
+    port = _free_port()
+    _prepare(folder, config, node_user, app_user)
+    if app_user is not None:
+        _require_separation(folder, node_user, app_user)
+    return (
+        worker_process(folder, config, group=_group_of(app_user), user=_owner(folder, node_user)),
+        supernode_process(folder, config, runtime_port=port, user=node_user),
+        superexec_process(folder, runtime_port=port, user=app_user),
+    )
+
+
+def worker_process(
+    folder: Path, config: RegionConfig, *, group: str | None, user: str | None
+) -> Process:
+    """The worker, as the owner of the region's folder."""
+    path = folder / config.worker.socket
+    argv = [sys.executable, "-m", "fedshelf", "region", "worker", str(folder)]
+    return Process(
+        name="worker",
+        argv=(*argv, *(("--group", group) if group else ())),
+        env=dict(os.environ),
+        cwd=folder,
+        log=folder / config.state / "worker.log",
+        user=user,
+        ready=lambda: _listens(path),
+        ready_timeout_s=600.0,  # a large catalog is checked first
+    )
+
+
+def supernode_process(
+    folder: Path, config: RegionConfig, *, runtime_port: int, user: str | None
+) -> Process:
+    """Flower's SuperNode.
+
+    Raises:
+        ConfigError: the region is not enrolled, or Flower is not installed.
+    """
+    headquarters, home = _headquarters(folder, config), folder / "node"
+    worker = folder / config.worker.socket
+    argv = (
+        program_beside_python("flower-supernode"),
+        *("--superlink", headquarters.address),
+        *("--root-certificates", str(home / "ca.crt")),
+        *("--auth-supernode-private-key", str(home / "node.key")),
+        *("--isolation", "process"),
+        *("--superexec-auth-secret-file", str(home / _SECRET)),
+        *("--host", _LOOPBACK, "--port", str(runtime_port)),
+        *("--node-config", f'worker-socket="{worker}"'),
+    )
+    return Process(
+        name="supernode",
+        argv=argv,
+        env=flower_environment(home),
+        cwd=home,
+        log=folder / config.state / "supernode.log",
+        user=user,
+        ready=lambda: _accepts(runtime_port),
+    )
+
+
+def superexec_process(folder: Path, *, runtime_port: int, user: str | None) -> Process:
+    """Flower's SuperExec, which starts a ClientApp for every message.
+
+    Raises:
+        ConfigError: Flower is not installed.
+    """
+    home = folder / "app"
+    argv = (
+        program_beside_python("flower-superexec"),
+        "--insecure",  # loopback, behind the secret
+        *("--runtime-api-address", f"{_LOOPBACK}:{runtime_port}"),
+        *("--superexec-auth-secret-file", str(home / _SECRET)),
+    )
+    return Process(
+        name="superexec",
+        argv=argv,
+        env=flower_environment(home),
+        cwd=home,
+        log=folder / "state" / "superexec.log",
+        user=user,
+    )
+
+
+def _headquarters(folder: Path, config: RegionConfig) -> HeadquartersConfig:
+    if config.headquarters is None:
+        raise ConfigError(
+            f'{folder / "region.toml"}: no [headquarters]; enrol with "fedshelf region enroll FILE"'
+        )
+    return config.headquarters
+
+
+def _prepare(
+    folder: Path, config: RegionConfig, node_user: str | None, app_user: str | None
+) -> None:
+    """The folders of SuperNode and ClientApp, each with what its user needs and no more."""
+    headquarters, secret = _headquarters(folder, config), secrets.token_bytes(32)
+    for name, user, files in (
+        ("node", node_user, {"ca.crt": headquarters.ca, "node.key": headquarters.key}),
+        ("app", app_user, {}),
+    ):
+        home = folder / name
+        home.mkdir(mode=0o700, exist_ok=True)
+        _give(home, user)
+        for copy, source in files.items():
+            _write(home / copy, (folder / source).read_bytes(), user)
+        _write(home / _SECRET, secret, user)
+
+
+def _write(path: Path, data: bytes, user: str | None) -> None:
+    """Write a secret that only one user may read."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    _give(path, user)
+
+
+def _give(path: Path, user: str | None) -> None:
+    if user is not None:
+        found = pwd.getpwnam(user)
+        os.chown(path, found.pw_uid, found.pw_gid)
+
+
+def _require_users(node_user: str | None, app_user: str | None) -> None:
+    if (node_user is None) != (app_user is None):
+        raise ConfigError("--node-user and --app-user belong together; give both or neither")
+    if node_user is not None and os.geteuid() != 0:
+        raise ConfigError("--node-user needs root, to become that user; or use the systemd units")
+    if node_user is not None and node_user == app_user:
+        raise ConfigError(f'--node-user and --app-user are both "{node_user}"; name two users')
+    for user in (node_user, app_user):
+        try:
+            pwd.getpwnam(user) if user else None
+        except KeyError:
+            raise ConfigError(f'user "{user}" does not exist; create it, or name another') from None
+
+
+def _require_separation(folder: Path, *users: str | None) -> None:
+    from client.isolation import require_separation
+
+    for user in users:
+        require_separation(folder, user or "")
+
+
+def _owner(folder: Path, node_user: str | None) -> str | None:
+    """Whom root becomes to run the worker; None where nobody changes user.
+
+    Raises:
+        ConfigError: the folder is root's, so that the worker would be root too.
+    """
+    if node_user is None:
+        return None
+    owner = folder.owner()
+    if owner == "root":
+        raise ConfigError(
+            f"{folder}: belongs to root; give it to the user that shall own the region's data "
+            f"(chown -R USER {folder})"
+        )
+    return owner
+
+
+def _group_of(user: str | None) -> str | None:
+    return str(pwd.getpwnam(user).pw_gid) if user else None
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind((_LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _accepts(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((_LOOPBACK, port)) == 0
+
+
+def _listens(path: Path) -> bool:
+    with closing(socket.socket(socket.AF_UNIX)) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
