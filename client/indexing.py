@@ -3,23 +3,35 @@
 At every step the region keeps answering from what it had. Nothing of a release is used before its
 signature and every file's hash hold; the new index is built beside the old one and searched once
 before `state/current` names it; a kill at any instant leaves the old release and index in use.
+
+Releases come from a folder or from an https address, by the same steps: `current.json`, whose
+signature, sequence and expiry must hold; MANIFEST.json, whose signature must hold before one of its
+words is believed; then the files it names, hashed as they arrive and never more bytes than allowed.
+Whether a release is wanted at all is for `client.publication`.
 """
 
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from client.decisions import PublicationState, changing, read_state, write_state
 from client.region import Region
-from shared.durable import locked, new_folder, replace_file, set_aside
-from shared.errors import ReleaseError, RetrievalError
+from client.sources import ReleaseSource, open_source
+from shared.audit import AuditLog
+from shared.durable import locked, new_folder, set_aside
+from shared.errors import FedshelfError, ReleaseError, RetrievalError
 from shared.release import (
     CurrentRelease,
     ReleaseManifest,
+    _read_signed,
     read_current,
     read_release,
 )
@@ -37,6 +49,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, and pulling a release needs 
     from shared.encoders.encoder import Encoder
 
 CHECKED_PRODUCTS = 256
+MAX_STATEMENT_BYTES = 2**16  # current.json, and each file of signatures
+MAX_MANIFEST_BYTES = 2**20
+RELEASE_SUFFIXES = (".json", ".safetensors", ".md")  # nothing that could hold a program
 _EQUAL_TOLERANCE = 1e-5  # far above the last bits of a unit vector's numbers, far below a word
 _SELF_SCORE_TOLERANCE = 1e-3  # twice what `build_index` lets a vector's length be off
 
@@ -54,8 +69,19 @@ class ProductEncoder(Protocol):
         """Unit vectors (N, D) of products."""
 
 
+class ReleaseEncoder(Protocol):
+    """An encoder that releases can be loaded into."""
+
+    @property
+    def digest(self) -> str:
+        """Encoder digest, of base and adapter."""
+
+    def load_release(self, folder: Path) -> None:
+        """Swap in the adapter of a verified release folder."""
+
+
 def pull_release(folder: Path, *, now: datetime | None = None) -> Path:
-    """Bring the release in use from headquarters' folder into the region's state.
+    """Bring the release that headquarters names into the region's state.
 
     Args:
         folder: the region's folder; its `base.releases` says where to pull from.
@@ -65,17 +91,106 @@ def pull_release(folder: Path, *, now: datetime | None = None) -> Path:
         `state/releases/<number>`, verified; its index is not built yet.
 
     Raises:
-        ReleaseError: nothing published, damaged, expired, replayed or signed by another key, or
-            made for another base. The region's own releases are as before.
+        ConfigError: the source is not one that may be used.
+        ReleaseError: nothing published, damaged, expired, replayed or signed by another key, too
+            long or too slow, or made for another base; or the disk is full. The region's own
+            releases are as before.
     """
     config = load_region_config(folder)
-    registry, store = folder / config.base.releases, folder / config.state / "releases"
-    current = read_current(registry, public_key_hex=config.base.release_key, now=now)
-    with locked(store):
-        _refuse_replay(store, current)
-        _copy_release(registry / str(current.release), store, current.release, config)
-        replace_file(store / "current.json", current.to_bytes())
-    return store / str(current.release)
+    statement = read_statement(folder, config, now=now)
+    return provide_release(folder, config, statement.release)
+
+
+def read_statement(
+    folder: Path, config: RegionConfig, *, now: datetime | None = None
+) -> CurrentRelease:
+    """Ask headquarters which release is in use, and remember the answer.
+
+    Args:
+        folder: the region's folder.
+        config: its `region.toml`.
+        now: time to hold the expiry against; the clock's by default.
+
+    Returns:
+        The verified statement. From now on an older one is refused.
+
+    Raises:
+        ConfigError: the source is not one that may be used.
+        ReleaseError: nothing published, unreachable, signed by another key, expired or replayed.
+    """
+    state = folder / config.state
+    store = state / "releases"
+    with open_source(folder, config) as source, disk_errors(state):
+        with locked(store), _scratch(store) as scratch, _naming(source.place, scratch):
+            # In this order, because headquarters replaces the signatures first.
+            for name in ("current.json", "current.json.sig"):
+                source.fetch(name, MAX_STATEMENT_BYTES, scratch / name)
+            statement = read_current(scratch, public_key_hex=config.base.release_key, now=now)
+        with changing(state):
+            record = read_state(state)
+            _refuse_replay(record, statement)
+            if statement != record.seen:
+                write_state(state, record.model_copy(update={"seen": statement}))
+    return statement
+
+
+def provide_release(folder: Path, config: RegionConfig, number: int) -> Path:
+    """Have a release in the region's state: the sound one there is, or pulled.
+
+    Args:
+        folder: the region's folder.
+        config: its `region.toml`.
+        number: of the release, >= 1.
+
+    Returns:
+        `state/releases/<number>`, every byte verified.
+
+    Raises:
+        ConfigError: the source is not one that may be used.
+        ReleaseError: it is not here, and cannot be had whole, signed and for this base.
+    """
+    state = folder / config.state
+    store = state / "releases"
+    target = store / str(number)
+    with disk_errors(state), locked(store):
+        if not is_sound(target, number, config):
+            if target.exists():
+                set_aside(target)
+            with open_source(folder, config) as source:
+                manifest = _copy_release(source, target, number, config)
+            AuditLog(state / "audit.jsonl").append(
+                "release.pulled", release=number, encoder_digest=manifest.encoder_digest
+            )
+    return target
+
+
+def is_sound(target: Path, number: int, config: RegionConfig) -> bool:
+    """Whether a pulled release is whole, signed and for this region's base."""
+    try:
+        read_for_base(target, number, config)
+    except ReleaseError:  # what is wrong does not matter: it will be pulled again
+        return False
+    return True
+
+
+def read_for_base(folder: Path, number: int, config: RegionConfig) -> ReleaseManifest:
+    """Verify every byte of a release, and that it is for this region's base.
+
+    Args:
+        folder: the release.
+        number: it must have.
+        config: the region's `region.toml`.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        ReleaseError: missing, damaged, signed by another key, or for another base.
+    """
+    key = config.base.release_key
+    manifest = read_release(folder, public_key_hex=key, expected_number=number)
+    _require_base(manifest, folder, config)
+    return manifest
 
 
 def build_region_index(
@@ -85,7 +200,7 @@ def build_region_index(
     release: int,
     vectors: NDArray[np.float32] | None = None,
 ) -> Path:
-    """Encode a region's products, index them, check the index, let it answer.
+    """Encode a region's products, index them, check the index, let it answer; nobody is asked.
 
     Args:
         region: the opened region.
@@ -103,19 +218,55 @@ def build_region_index(
     digest = encoder.digest
     if vectors is None:
         vectors = encoder.encode_products(region.texts, region.image_paths)  # (N, D)
-    folder = write_index_folder(
-        region.state / "indexes",
-        build_index(vectors),
-        region.catalog["product_id"].to_list(),
-        release=release,
-        encoder_digest=digest,
-        catalog_digest=region.catalog_digest,
-    )
-    check_index(open_index_folder(folder, expected_digest=digest), vectors)
+    index = build_index(vectors)
+    opened = write_region_index(region, index, vectors, release=release, encoder_digest=digest)
     former = _current_name(region.state)
-    write_pointer(region.state, folder)
-    _remove_indexes(folder.parent, keep={folder.name, former})
-    return folder
+    write_pointer(region.state, opened.folder)
+    remove_indexes(region.state, keep={opened.folder.name, former})
+    return opened.folder
+
+
+def write_region_index(
+    region: Region,
+    index: faiss.Index,
+    vectors: NDArray[np.float32],
+    *,
+    release: int,
+    encoder_digest: str,
+) -> OpenIndex:
+    """Write a region's index beside the others and check it as it is read back.
+
+    Args:
+        region: the opened region.
+        index: from `build_index` of the vectors.
+        vectors: unit product vectors (N, D), in catalog order.
+        release: number of the release that made them; 0 is the base alone.
+        encoder_digest: of the encoder that made them.
+
+    Returns:
+        The index; it does not answer searches yet.
+
+    Raises:
+        RetrievalError: it cannot be written, or what is on disk does not give the vectors back.
+    """
+    parent = region.state / "indexes"
+    try:
+        folder = write_index_folder(
+            parent,
+            index,
+            region.catalog["product_id"].to_list(),
+            release=release,
+            encoder_digest=encoder_digest,
+            catalog_digest=region.catalog_digest,
+        )
+        opened = open_index_folder(folder, expected_digest=encoder_digest)
+    except RuntimeError:  # FAISS says so when the disk is full; its text is several lines
+        raise RetrievalError(
+            f"{parent}: FAISS could not write an index and read it back; the former index stays in"
+            " use; look whether the disk is full"
+        ) from None
+    check_index(opened, vectors)
+    return opened
 
 
 def check_index(index: OpenIndex, vectors: NDArray[np.float32]) -> None:
@@ -161,68 +312,153 @@ def load_region_encoder(folder: Path, config: RegionConfig, *, release: int) -> 
 
     base = config.base
     encoder = load_encoder(folder / base.path, device=config.device, expected=base.fingerprint)
-    if release == 0:
-        return encoder
+    if release > 0:
+        load_pulled_release(encoder, folder, config, release=release)
+    return encoder
+
+
+def load_pulled_release(
+    encoder: ReleaseEncoder, folder: Path, config: RegionConfig, *, release: int
+) -> None:
+    """Swap a pulled release into an encoder of the region's base.
+
+    Args:
+        encoder: its adapter is replaced.
+        folder: the region's folder.
+        config: its `region.toml`.
+        release: number of a pulled release.
+
+    Raises:
+        ReleaseError: the release is missing, damaged, or gives another digest than it names.
+    """
     pulled = folder / config.state / "releases" / str(release)
-    manifest = _read_for_base(pulled, release, config)
+    manifest = read_for_base(pulled, release, config)
     encoder.load_release(pulled)
     if encoder.digest != manifest.encoder_digest:
         raise ReleaseError(
             f"{pulled}: gives encoder {encoder.digest[:12]}, its manifest names"
             f" {manifest.encoder_digest[:12]}; update fedshelf or pull another release"
         )
-    return encoder
 
 
-def _refuse_replay(store: Path, current: CurrentRelease) -> None:
-    """An old statement, though signed, must not bring an old release back."""
-    path = store / "current.json"
-    if not path.exists():
-        return
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """Turn what the operating system says (disk full, not allowed) into an error for people.
+
+    Args:
+        place: where files are written, for an error that names none.
+
+    Raises:
+        ReleaseError: in the place of any OSError.
+    """
     try:
-        seen = CurrentRelease.from_bytes(path.read_bytes())
-    except ValueError as error:
-        raise ReleaseError(f"{path}: {error}; remove it and pull again") from None
-    if current.sequence < seen.sequence or (
-        current.sequence == seen.sequence and current.release != seen.release
-    ):
+        yield
+    except OSError as error:
         raise ReleaseError(
-            f"current.json names release {current.release} with sequence {current.sequence}, but"
-            f" sequence {seen.sequence} was seen before; ask headquarters which one is right"
+            f"{error.filename or place}: {error.strerror or type(error).__name__}; what was in use"
+            " stays in use; mend that, then it goes on"
+        ) from None
+
+
+def remove_indexes(state: Path, *, keep: set[str]) -> None:
+    """Remove a region's indexes but those named. Hold the right to swap, or be the only one.
+
+    Args:
+        state: the region's state folder.
+        keep: names of folders under `state/indexes`.
+    """
+    parent = state / "indexes"
+    with locked(parent):
+        for folder in parent.iterdir():
+            if folder.is_dir() and folder.name not in keep:
+                shutil.rmtree(folder)
+
+
+def _refuse_replay(record: PublicationState, statement: CurrentRelease) -> None:
+    """An old statement, though signed, must not bring an old release back."""
+    seen = record.seen
+    if seen is None or statement.sequence > seen.sequence:
+        return
+    if statement.sequence < seen.sequence or statement.release != seen.release:
+        raise ReleaseError(
+            f"current.json names release {statement.release} with sequence {statement.sequence},"
+            f" but sequence {seen.sequence} was seen before; ask headquarters which one is right"
         )
 
 
-def _copy_release(source: Path, store: Path, number: int, config: RegionConfig) -> None:
-    """Verify, copy, verify the copy, rename; an equal release already here is left alone."""
-    manifest = _read_for_base(source, number, config)
-    target = store / str(number)
-    if _is_sound(target, manifest, config):
-        return
-    if target.exists():
-        set_aside(target)
+def _copy_release(
+    source: ReleaseSource, target: Path, number: int, config: RegionConfig
+) -> ReleaseManifest:
+    """Fetch, verify, verify the whole, rename. The names come from a manifest that is verified."""
+    left = config.publication.max_release_bytes
     with new_folder(target) as folder:
-        for name in (*manifest.files, "MANIFEST.json", "MANIFEST.sig"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, folder / name)
-        _read_for_base(folder, number, config)
+        with _naming(f"{source.place}/{number}", folder):
+            for name, limit in (
+                ("MANIFEST.json", MAX_MANIFEST_BYTES),
+                ("MANIFEST.sig", MAX_STATEMENT_BYTES),
+            ):
+                source.fetch(f"{number}/{name}", limit, folder / name)
+            manifest = _read_manifest(folder, number, config)
+            for name, digest in sorted(manifest.files.items()):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                if source.fetch(f"{number}/{name}", left, folder / name) != digest:
+                    raise ReleaseError(
+                        f"{folder / name}: not the file that was signed; copy the release from"
+                        " headquarters again"
+                    )
+                left -= (folder / name).stat().st_size
+        read_for_base(folder, number, config)
+    return manifest
 
 
-def _is_sound(target: Path, manifest: ReleaseManifest, config: RegionConfig) -> bool:
+def _read_manifest(folder: Path, number: int, config: RegionConfig) -> ReleaseManifest:
+    """A manifest whose signature holds, before any of its files is here."""
+    path = folder / "MANIFEST.json"
+    raw = _read_signed(path, folder / "MANIFEST.sig", config.base.release_key)
     try:
-        return _read_for_base(target, manifest.number, config) == manifest
-    except ReleaseError:
-        return False
+        manifest = ReleaseManifest.from_bytes(raw)
+        _require_names(manifest.files)
+    except ValueError as error:
+        raise ReleaseError(f"{path}: {error}; headquarters must release again") from None
+    if manifest.number != number:
+        raise ReleaseError(f"{path}: is of release {manifest.number}, expected {number}; ask there")
+    _require_base(manifest, folder, config)
+    return manifest
 
 
-def _read_for_base(folder: Path, number: int, config: RegionConfig) -> ReleaseManifest:
-    key, expected = config.base.release_key, config.base.fingerprint
-    manifest = read_release(folder, public_key_hex=key, expected_number=number)
+def _require_names(files: dict[str, str]) -> None:
+    """Beyond what the manifest requires itself: kinds of files, and no file that is a folder."""
+    for name in files:
+        path = PurePosixPath(name)
+        if path.suffix not in RELEASE_SUFFIXES:
+            raise ValueError(f"{name}: not one of {', '.join(RELEASE_SUFFIXES)}")
+        if {str(parent) for parent in path.parents} & files.keys():
+            raise ValueError(f"{name}: lies in another file")
+
+
+def _require_base(manifest: ReleaseManifest, folder: Path, config: RegionConfig) -> None:
+    expected = config.base.fingerprint
     if manifest.base.fingerprint != expected:
         raise ReleaseError(
             f'{folder}: made for base {manifest.base.fingerprint[:12]}, region "{config.region}"'
             f" has {expected[:12]}; fetch that base and name it in region.toml"
         )
-    return manifest
+
+
+@contextmanager
+def _scratch(store: Path) -> Iterator[Path]:
+    """A folder for a moment; one that a killed process left is removed by the next `locked`."""
+    with tempfile.TemporaryDirectory(dir=store, prefix=".statement.", suffix=".partial") as name:
+        yield Path(name)
+
+
+@contextmanager
+def _naming(place: str, copy: Path) -> Iterator[None]:
+    """Let errors name where a file came from: the copy is gone when anybody reads them."""
+    try:
+        yield
+    except FedshelfError as error:
+        raise type(error)(str(error).replace(str(copy), place)) from None
 
 
 def _current_name(state: Path) -> str:
@@ -230,11 +466,3 @@ def _current_name(state: Path) -> str:
         return read_pointer(state).index
     except RetrievalError:  # none yet, or damaged: nothing worth keeping either way
         return ""
-
-
-def _remove_indexes(parent: Path, *, keep: set[str]) -> None:
-    """The former index stays, for a reader that has just looked up the pointer."""
-    with locked(parent):
-        for folder in parent.iterdir():
-            if folder.is_dir() and folder.name not in keep:
-                shutil.rmtree(folder)

@@ -1,67 +1,42 @@
 """Pull, verify, index, check, swap: whatever fails, the region keeps what it had."""
 
-import hashlib
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from numpy.typing import NDArray
+from small_registry import (
+    ENCODER,
+    NOW,
+    HashEncoder,
+    Headquarters,
+    contents,
+    write_region,
+)
 
-from client.indexing import build_region_index, check_index, load_region_encoder, pull_release
+from client.decisions import read_state
+from client.indexing import (
+    MAX_MANIFEST_BYTES,
+    build_region_index,
+    check_index,
+    load_region_encoder,
+    pull_release,
+)
 from client.region import Region, open_region
-from server.releases import generate_signing_key, publish_release, write_release
-from shared.errors import ReleaseError, RetrievalError
-from shared.release import MODEL_FILES, ReleaseBase, ReleaseFacts
+from client.sources import FolderSource
+from shared.durable import canonical_json
+from shared.errors import ConfigError, ReleaseError, RetrievalError
+from shared.release import MODEL_FILES
 from shared.retrieval.index import build_index, search_index
 from shared.retrieval.manifest import open_current_index, open_index_folder, read_pointer
-
-BASE, ENCODER = "b" * 64, "e" * 64
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-
-
-class HashEncoder:
-    """Unit vectors that depend on nothing but the text."""
-
-    def __init__(self, digest: str = ENCODER) -> None:
-        self.digest = digest
-
-    def encode_products(
-        self, texts: Sequence[str | None], images: Sequence[Path | None]
-    ) -> NDArray[np.float32]:
-        assert len(texts) == len(images)
-        vectors = np.array([_from_hash(text or "") for text in texts])
-        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-class Headquarters:
-    """A registry with its key, and a folder of adapter files to release."""
-
-    def __init__(self, folder: Path) -> None:
-        self.registry, self.key, self.files = folder / "releases", folder / "key.pem", folder / "f"
-        self.public = generate_signing_key(self.key)
-        for name in MODEL_FILES:
-            (self.files / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.files / name).write_bytes(name.encode())
-
-    def release(self, base: str = BASE, now: datetime = NOW) -> int:
-        facts = ReleaseFacts(
-            base=ReleaseBase(fingerprint=base, ids={"text": "tiny"}),
-            dims={"shared": 16},
-            encoder_digest=ENCODER,
-            rounds=1,
-            strategy="fedavg",
-        )
-        number = write_release(self.registry, files=self.files, facts=facts, signing_key=self.key)
-        self.publish(number, now)
-        return number
-
-    def publish(self, number: int, now: datetime = NOW) -> None:
-        publish_release(self.registry, number, signing_key=self.key, now=now)
 
 
 @pytest.fixture
@@ -71,16 +46,7 @@ def headquarters(tmp_path: Path) -> Headquarters:
 
 @pytest.fixture
 def folder(tmp_path: Path, headquarters: Headquarters) -> Path:
-    folder = tmp_path / "north"
-    folder.mkdir()
-    (folder / "region.toml").write_text(
-        'region = "north"\ndata.text_fields = ["title"]\n[base]\npath = "../base"\n'
-        f'fingerprint = "{BASE}"\nrelease_key = "{headquarters.public}"\nreleases = "../releases"\n'
-    )
-    titles = ["red boots", "blue boots", "red boots", "a phone", "größe"]
-    ids = [f"sku-{number}" for number in range(5)]
-    pl.DataFrame({"product_id": ids, "title": titles}).write_parquet(folder / "catalog.parquet")
-    return folder
+    return write_region(tmp_path / "north", headquarters)
 
 
 @pytest.fixture
@@ -92,7 +58,7 @@ def test_a_release_is_pulled_whole(folder: Path, headquarters: Headquarters) -> 
     headquarters.release(now=datetime.now(UTC))
     pulled = pull_release(folder)
     assert pulled == folder / "state" / "releases" / "1"
-    assert _contents(pulled) == _contents(headquarters.registry / "1")
+    assert contents(pulled) == contents(headquarters.registry / "1")
     assert pull_release(folder) == pulled
 
 
@@ -115,13 +81,13 @@ def test_a_damaged_release_changes_nothing_here(
     folder: Path, headquarters: Headquarters, name: str
 ) -> None:
     headquarters.release()
-    before = _contents(pull_release(folder, now=NOW).parent)
+    before = contents(pull_release(folder, now=NOW).parent)
     headquarters.release()
     damaged = headquarters.registry / "2" / name
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(ReleaseError, match="2/"):
         pull_release(folder, now=NOW)
-    assert _contents(folder / "state" / "releases") == before
+    assert contents(folder / "state" / "releases") == before
 
 
 def test_a_half_copied_release_is_pulled_again(folder: Path, headquarters: Headquarters) -> None:
@@ -129,7 +95,7 @@ def test_a_half_copied_release_is_pulled_again(folder: Path, headquarters: Headq
     pulled = pull_release(folder, now=NOW)
     (pulled / "fusion.safetensors").unlink()
     (pulled.parent / ".2.partial").mkdir()
-    assert _contents(pull_release(folder, now=NOW)) == _contents(headquarters.registry / "1")
+    assert contents(pull_release(folder, now=NOW)) == contents(headquarters.registry / "1")
     assert not (pulled.parent / ".2.partial").exists()
 
 
@@ -137,25 +103,160 @@ def test_a_copy_that_goes_wrong_leaves_nothing(
     folder: Path, headquarters: Headquarters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     headquarters.release()
+    fetch = FolderSource.fetch
 
-    def short_copy(source: Path, target: Path) -> None:
-        target.write_bytes(source.read_bytes()[:-1])
+    def short_copy(self: FolderSource, name: str, max_bytes: int, target: Path) -> str:
+        digest = fetch(self, name, max_bytes, target)
+        if name.endswith("README.md"):
+            target.write_bytes(target.read_bytes()[:-1])
+        return digest
 
     with monkeypatch.context() as patched:
-        patched.setattr("client.indexing.shutil.copyfile", short_copy)
-        with pytest.raises(ReleaseError, match="copy the release"):
+        patched.setattr(FolderSource, "fetch", short_copy)
+        with pytest.raises(ReleaseError, match=r"README\.md: not the file that was signed"):
             pull_release(folder, now=NOW)
     assert {path.name for path in (folder / "state" / "releases").iterdir()} == {".lock"}
     assert pull_release(folder, now=NOW).name == "1"
 
 
-def test_an_old_statement_cannot_be_replayed(folder: Path, headquarters: Headquarters) -> None:
+def test_nothing_is_read_of_a_release_whose_manifest_is_not_signed(
+    folder: Path, headquarters: Headquarters, monkeypatch: pytest.MonkeyPatch
+) -> None:
     headquarters.release()
-    kept = _contents(headquarters.registry)
+    manifest, fetched = headquarters.registry / "1" / "MANIFEST.json", []
+    manifest.write_bytes(manifest.read_bytes().replace(b"fedavg", b"fedavh"))
+    fetch = FolderSource.fetch
+
+    def noted(self: FolderSource, name: str, max_bytes: int, target: Path) -> str:
+        fetched.append(name)
+        return fetch(self, name, max_bytes, target)
+
+    monkeypatch.setattr(FolderSource, "fetch", noted)
+    expected = rf"{headquarters.registry.name}/1/MANIFEST\.json: no signature in MANIFEST\.sig"
+    with pytest.raises(ReleaseError, match=expected):
+        pull_release(folder, now=NOW)
+    assert fetched == ["current.json", "current.json.sig", "1/MANIFEST.json", "1/MANIFEST.sig"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../../../outside.json", "not a file name a release may hold"),
+        ("/tmp/outside.json", "not a file name a release may hold"),
+        ("text/.hidden.json", "not a file name a release may hold"),
+        ("text/adapter_model.bin", "not one of .json, .safetensors, .md"),
+        ("setup.py", "not one of"),
+        ("README.md/more.md", "lies in another file"),
+    ],
+)
+def test_signed_names_must_stay_inside_and_be_of_known_kinds(
+    folder: Path, headquarters: Headquarters, name: str, message: str
+) -> None:
     headquarters.release()
+    _sign_again(headquarters, lambda manifest: manifest["files"].update({name: "0" * 64}))
+    before = contents(folder.parent)
+    with pytest.raises(ReleaseError, match=message):
+        pull_release(folder, now=NOW)
+    after = {name for name in contents(folder.parent) if not name.startswith("north/state/")}
+    assert after == set(before)
+
+
+def test_a_manifest_of_another_number_is_refused(folder: Path, headquarters: Headquarters) -> None:
+    headquarters.release()
+    _sign_again(headquarters, lambda manifest: manifest.update(number=2))
+    with pytest.raises(ReleaseError, match="is of release 2, expected 1"):
+        pull_release(folder, now=NOW)
+
+
+def test_a_release_may_not_be_longer_than_allowed(
+    tmp_path: Path, headquarters: Headquarters
+) -> None:
+    headquarters.release()
+    sizes = [len(raw) for name, raw in contents(headquarters.registry / "1").items()]
+    manifest = len((headquarters.registry / "1" / "MANIFEST.json").read_bytes())
+    signature = len((headquarters.registry / "1" / "MANIFEST.sig").read_bytes())
+    total = sum(sizes) - manifest - signature
+    for limit, allowed in ((total - 1, False), (total, True)):
+        extra = f"[publication]\nmax_release_bytes = {limit}\n"
+        folder = write_region(tmp_path / f"limit-{allowed}", headquarters, extra)
+        if allowed:
+            assert pull_release(folder, now=NOW).name == "1"
+        else:
+            with pytest.raises(ReleaseError, match="bytes left for it"):
+                pull_release(folder, now=NOW)
+            assert not (folder / "state" / "releases" / "1").exists()
+
+
+def test_an_endless_manifest_is_given_up(folder: Path, headquarters: Headquarters) -> None:
+    headquarters.release()
+    with (headquarters.registry / "1" / "MANIFEST.json").open("ab") as handle:
+        handle.truncate(MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(ReleaseError, match=f"longer than the {MAX_MANIFEST_BYTES} bytes"):
+        pull_release(folder, now=NOW)
+
+
+def test_a_statement_is_remembered_before_its_release_is_here(
+    folder: Path, headquarters: Headquarters
+) -> None:
+    headquarters.release()
+    kept = contents(headquarters.registry)
+    headquarters.release()
+    (headquarters.registry / "2" / "README.md").unlink()
+    with pytest.raises(ReleaseError, match=r"README\.md: not found"):
+        pull_release(folder, now=NOW)
+    seen = read_state(folder / "state").seen
+    assert seen is not None and (seen.release, seen.sequence) == (2, 2)
+    _restore(headquarters, kept)
+    with pytest.raises(ReleaseError, match="sequence 1, but sequence 2 was seen before"):
+        pull_release(folder, now=NOW)
+
+
+def test_a_forged_statement_is_not_remembered(folder: Path, headquarters: Headquarters) -> None:
+    headquarters.release()
+    current = headquarters.registry / "current.json"
+    current.write_bytes(current.read_bytes().replace(b'"sequence": 1', b'"sequence": 9'))
+    with pytest.raises(ReleaseError, match=r"no signature in current\.json\.sig"):
+        pull_release(folder, now=NOW)
+    assert read_state(folder / "state").seen is None
+
+
+def test_two_statements_of_one_sequence_are_a_contradiction(
+    folder: Path, headquarters: Headquarters
+) -> None:
+    headquarters.release()
+    headquarters.release(publish=False)
     pull_release(folder, now=NOW)
     for name in ("current.json", "current.json.sig"):
-        (headquarters.registry / name).write_bytes(kept[name])
+        (headquarters.registry / name).unlink()
+    headquarters.publish(2)
+    with pytest.raises(ReleaseError, match="release 2 with sequence 1, but sequence 1 was seen"):
+        pull_release(folder, now=NOW)
+
+
+def test_an_address_must_be_https_with_an_authority(
+    tmp_path: Path, headquarters: Headquarters
+) -> None:
+    folder = write_region(tmp_path / "north", headquarters)
+    config = folder / "region.toml"
+    address = config.read_text().replace("../releases", "https://localhost:1/releases")
+    config.write_text(address)
+    with pytest.raises(ConfigError, match=r"there is no \[headquarters\]"):
+        pull_release(folder)
+    connected = f'{address}[headquarters]\naddress = "localhost:1"\n'
+    config.write_text(connected)
+    with pytest.raises(ConfigError, match=r"ca\.crt: not a certificate authority"):
+        pull_release(folder)
+    config.write_text(connected.replace("https:", "http:"))
+    with pytest.raises(ConfigError, match="not of the form https://"):
+        pull_release(folder)
+
+
+def test_an_old_statement_cannot_be_replayed(folder: Path, headquarters: Headquarters) -> None:
+    headquarters.release()
+    kept = contents(headquarters.registry)
+    headquarters.release()
+    pull_release(folder, now=NOW)
+    _restore(headquarters, kept)
     with pytest.raises(ReleaseError, match="sequence 1, but sequence 2 was seen before"):
         pull_release(folder, now=NOW)
 
@@ -270,11 +371,18 @@ def test_a_release_must_give_the_digest_it_names(
             load_region_encoder(folder, region.config, release=1)
 
 
-def _from_hash(text: str) -> NDArray[np.float64]:
-    digest = hashlib.sha256(text.encode()).digest()
-    return np.frombuffer(digest[:16], np.uint8) - 127.5
+def _sign_again(headquarters: Headquarters, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest of release 1 and sign it with headquarters' own key."""
+    folder = headquarters.registry / "1"
+    manifest = json.loads((folder / "MANIFEST.json").read_bytes())
+    change(manifest)
+    raw = canonical_json(manifest)
+    key = load_pem_private_key(headquarters.key.read_bytes(), password=None)
+    assert isinstance(key, Ed25519PrivateKey)
+    (folder / "MANIFEST.json").write_bytes(raw)
+    (folder / "MANIFEST.sig").write_text(key.sign(raw).hex() + "\n")
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+def _restore(headquarters: Headquarters, kept: dict[str, bytes]) -> None:
+    for name in ("current.json", "current.json.sig"):
+        (headquarters.registry / name).write_bytes(kept[name])

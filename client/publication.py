@@ -1,0 +1,561 @@
+"""How a region takes releases into use: look, try, decide, swap; and the operator's say in it.
+
+`Publication.step` is one look at headquarters. A new release is pulled, its index is built beside
+the current one, it must find the operator's canaries, and the region's own gate clicks must not
+show that it is worse than the release in use. Then `state/current` is replaced: that one file names
+index, release and encoder digest, so the query encoder and the index switch together.
+
+Whatever fails or is killed on the way, the old index answers on, and the next step starts from what
+is on disk. What was decided is in `client.decisions`; every event is in `state/audit.jsonl`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.acceptance import Measured, changed, lower_bound, next_move, not_inferior
+from client.canaries import Canary, failed_canary, read_canaries
+from client.decisions import (
+    MAX_REASON,
+    Decision,
+    PublicationState,
+    Verdict,
+    changing,
+    read_state,
+    write_state,
+)
+from client.indexes import (
+    current_pointer,
+    find_index,
+    put_in_use,
+    release_of,
+    remove_unused,
+    whole_folders,
+)
+from client.indexing import (
+    disk_errors,
+    load_pulled_release,
+    provide_release,
+    read_for_base,
+    read_statement,
+    write_region_index,
+)
+from client.region import Region
+from shared.audit import AuditLog
+from shared.durable import locked
+from shared.errors import ConfigError, FedshelfError, ReleaseError, RetrievalError
+from shared.retrieval.index import build_index
+from shared.retrieval.manifest import IndexPointer, OpenIndex, open_index_folder
+from shared.schema import PublicationConfig, load_region_config
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the operator's commands need none of it
+    from shared.adapter import Adapter
+    from shared.encoders.encoder import ProductPrefixes
+
+
+class PublicationEncoder(Protocol):
+    """What taking a release into use needs of the region's encoder."""
+
+    @property
+    def digest(self) -> str:
+        """Encoder digest, of base and adapter."""
+
+    def reset(self, *, seed: int) -> None:
+        """The base alone."""
+
+    def load_release(self, folder: Path) -> None:
+        """Swap in the adapter of a verified release folder."""
+
+    def adapter(self) -> "Adapter":
+        """A copy of the adapter."""
+
+    def encode_products(
+        self, texts: Sequence[str | None], images: Sequence[Path | None]
+    ) -> NDArray[np.float32]:
+        """Unit vectors (N, D) of products."""
+
+    def encode_queries(
+        self, texts: Sequence[str | None], images: Sequence[Path | None]
+    ) -> NDArray[np.float32]:
+        """Unit vectors (Q, D) of queries."""
+
+    def product_matrix(self, products: "ProductPrefixes") -> NDArray[np.float32]:
+        """Unit vectors (N, D) of products, from kept activations."""
+
+
+Gate = Callable[["Adapter", "Adapter"], Measured]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How things stand after a step.
+
+    Attributes:
+        release: in use, 0 for the base alone.
+        available: the release that headquarters names.
+        pinned: the release the operator has pinned, or None.
+        swapped: whether this step has put another index into use.
+        verdict: this region's on the available release, "" where it has none.
+        reason: of the verdict.
+    """
+
+    release: int
+    available: int
+    pinned: int | None
+    swapped: bool
+    verdict: Verdict | Literal[""]
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReleaseRow:
+    """One line of `region releases`.
+
+    Attributes:
+        number: of the release, 0 for the base alone.
+        on_disk: whether it is here; the base always is.
+        indexed: whether an index made with it is here.
+        in_use: whether that index answers searches.
+        available: whether headquarters names it.
+        pinned: whether the operator has pinned it.
+        wanted: whether the operator has accepted it and it is not in use yet.
+        verdict: this region's, "" where it has none.
+        reason: of the verdict.
+    """
+
+    number: int
+    on_disk: bool
+    indexed: bool
+    in_use: bool
+    available: bool
+    pinned: bool
+    wanted: bool
+    verdict: Verdict | Literal[""]
+    reason: str
+
+
+class Publication:
+    """Takes releases into use in one region.
+
+    Args:
+        region: opened; after its catalog has changed, open it again and make another one of these.
+        encoder: gives the encoder of the region's base. A step swaps adapters in it and leaves it
+            with any of them, so nobody else may use it meanwhile, and whoever does so next loads
+            the adapter he wants.
+        products: gives the kept activations of the catalog; without it products are encoded from
+            scratch.
+        gate: measures a candidate (first) against the release in use on the region's gate clicks;
+            without it they decline nothing.
+    """
+
+    def __init__(
+        self,
+        region: Region,
+        *,
+        encoder: Callable[[], PublicationEncoder],
+        products: "Callable[[], ProductPrefixes] | None" = None,
+        gate: Gate | None = None,
+    ) -> None:
+        self._region, self._config, self._state = region, region.config, region.state
+        self._encoder, self._products, self._gate = encoder, products, gate
+        self._audit = AuditLog(region.state / "audit.jsonl")
+        self._verified: tuple[str, str] | None = None  # an index in use, and its catalog's digest
+        self._failure = ""  # the last one noted; the same one every poll is noted once
+
+    def step(self, *, now: datetime | None = None) -> Outcome:
+        """Look once at headquarters and do what follows; harmless if repeated or killed.
+
+        Args:
+            now: the time; the clock's by default.
+
+        Returns:
+            How things stand.
+
+        Raises:
+            ConfigError: `publication.canaries` or the source of releases is wrong.
+            ReleaseError: headquarters cannot be reached, or what it says or sends cannot be
+                believed; or the disk is full. What was in use stays in use (for a changed catalog
+                its index has been built all the same), and the next step tries again.
+            RetrievalError: an index cannot be written and read back; as above.
+            AuditError: the audit log is damaged; nothing is changed then.
+        """
+        now = now or datetime.now(UTC)
+        with disk_errors(self._state), locked(self._state / "step.lock"):
+            with changing(self._state):
+                remove_unused(self._state)  # not sooner: searches may just be opening one of them
+            before, available = current_pointer(self._state), 0
+            failure: FedshelfError | None = None
+            try:
+                available = self._follow(now)
+            except (ConfigError, ReleaseError, RetrievalError) as error:
+                failure = error  # first the catalog, which headquarters must not hold up
+            self._renew(now)
+            self._note(failure)
+            if failure is not None:
+                raise failure
+            return self._outcome(before, available)
+
+    def _follow(self, now: datetime) -> int:
+        """Move to the pinned release, or to the one headquarters names; returns the latter."""
+        record = read_state(self._state)
+        if record.pinned is not None:
+            if record.pinned != self._in_use():
+                self._use(record.pinned, now)
+            return read_statement(self._region.folder, self._config, now=now).release
+        offered = self._offered(record, now)
+        match next_move(
+            read_state(self._state),
+            offered,
+            in_use=self._in_use(),
+            catalog_digest=self._region.catalog_digest,
+        ):
+            case "use":
+                self._use_again(offered, now)
+            case "try":
+                self._try(offered, now)
+            case "keep":
+                pass
+        return offered
+
+    def _offered(self, record: PublicationState, now: datetime) -> int:
+        try:
+            return read_statement(self._region.folder, self._config, now=now).release
+        except ReleaseError:
+            if record.wanted is None:
+                raise
+            return record.wanted  # was named and verified earlier, and the operator asks for it
+
+    def _use_again(self, release: int, now: datetime) -> None:
+        decision = read_state(self._state).decision_on(release)
+        assert decision is not None, "only a release that was tried is used again"
+        if decision.verdict != "accepted":
+            reason = "by the operator" if decision.verdict == "waiting" else "accepted before"
+            decision = changed(decision, "accepted", reason, now)
+        self._use(release, now, decision)
+
+    def _use(self, release: int, now: datetime, decision: Decision | None = None) -> None:
+        """Put a release into use without asking: from its index on disk, at once, if there is."""
+        opened = find_index(
+            self._state,
+            release,
+            encoder_digest=self._digest_of(release),
+            catalog_digest=self._region.catalog_digest,
+        )
+        self._swap(opened or self._build(release), now, decision)
+
+    def _try(self, release: int, now: datetime) -> None:
+        """Build a candidate's index, ask canaries and gate clicks, decide."""
+        canaries = self._canaries()
+        encoder = self._load(release)
+        decision = Decision(
+            release=release,
+            verdict="declined",
+            reason="",
+            time=now,
+            encoder_digest=encoder.digest,
+            catalog_digest=self._region.catalog_digest,
+        )
+        vectors = self._encode(encoder)
+        try:
+            index = build_index(vectors)
+        except RetrievalError as error:
+            self._record(decision, str(error))
+            return
+        opened = write_region_index(
+            self._region, index, vectors, release=release, encoder_digest=decision.encoder_digest
+        )
+        failed = failed_canary(canaries, opened, encoder)
+        if failed is not None:
+            self._record(decision, f"canary {failed} of {len(canaries)} misses its product")
+            return
+        decision = self._judge(decision, encoder)
+        if decision.verdict == "accepted":
+            self._swap(opened, now, decision)
+        else:
+            self._record(decision, decision.reason)
+
+    def _canaries(self) -> list[Canary]:
+        name = self._config.publication.canaries
+        if name is None:
+            return []
+        return read_canaries(
+            self._region.folder / name, self._region.catalog["product_id"].to_list()
+        )
+
+    def _judge(self, decision: Decision, encoder: PublicationEncoder) -> Decision:
+        """A candidate whose canaries are found, measured on the gate clicks."""
+        rule, wanted = self._config.publication, read_state(self._state).wanted
+        sound, reason = True, "no gate clicks were asked"
+        if self._gate is not None:
+            candidate = encoder.adapter()
+            measured = self._gate(candidate, self._load(self._in_use()).adapter())
+            sound, reason = _judged(measured, rule)
+            decision = decision.model_copy(update=_figures(measured, rule))
+        verdict: Verdict
+        if wanted == decision.release:
+            verdict, reason = "accepted", f"by the operator; {reason}"
+        elif not sound:
+            verdict = "declined"
+        elif rule.auto_accept:
+            verdict = "accepted"
+        else:
+            verdict, reason = "waiting", f"for the operator; {reason}"
+        return decision.model_copy(update={"verdict": verdict, "reason": reason[:MAX_REASON]})
+
+    def _renew(self, now: datetime) -> None:
+        """Have an index of the release in use, sound and of the catalog as it is now."""
+        pointer = current_pointer(self._state)
+        if pointer is None or not self._is_fresh(pointer):
+            self._swap(self._build(self._in_use()), now)
+
+    def _is_fresh(self, pointer: IndexPointer) -> bool:
+        if self._verified is None or self._verified[0] != pointer.index:
+            folder = self._state / "indexes" / pointer.index
+            try:
+                opened = open_index_folder(folder, expected_digest=pointer.encoder_digest)
+            except RetrievalError:  # damaged since: what is wrong with it does not matter
+                return False
+            self._verified = (pointer.index, opened.manifest.catalog_digest)
+        return self._verified[1] == self._region.catalog_digest
+
+    def _build(self, release: int) -> OpenIndex:
+        encoder = self._load(release)
+        vectors = self._encode(encoder)
+        return write_region_index(
+            self._region,
+            build_index(vectors),
+            vectors,
+            release=release,
+            encoder_digest=encoder.digest,
+        )
+
+    def _encode(self, encoder: PublicationEncoder) -> NDArray[np.float32]:
+        if self._products is None:
+            return encoder.encode_products(self._region.texts, self._region.image_paths)
+        return encoder.product_matrix(self._products())
+
+    def _load(self, release: int) -> PublicationEncoder:
+        encoder = self._encoder()
+        if release == 0:
+            encoder.reset(seed=0)
+        else:
+            provide_release(self._region.folder, self._config, release)
+            load_pulled_release(encoder, self._region.folder, self._config, release=release)
+        return encoder
+
+    def _digest_of(self, release: int) -> str:
+        if release == 0:
+            return self._load(0).digest
+        folder = provide_release(self._region.folder, self._config, release)
+        return read_for_base(folder, release, self._config).encoder_digest
+
+    def _in_use(self) -> int:
+        pointer = current_pointer(self._state)
+        return pointer.release if pointer else 0
+
+    def _swap(self, opened: OpenIndex, now: datetime, decision: Decision | None = None) -> None:
+        release = opened.manifest.release
+        with changing(self._state):
+            record = read_state(self._state)
+            if record.pinned not in (None, release):
+                return  # the operator has pinned another one since this step began
+            if decision is not None and decision != record.decision_on(release):
+                _note_decision(self._audit, decision)
+                record = record.decided(decision)
+            put_in_use(self._state, record, opened, now=now)
+
+    def _record(self, decision: Decision, reason: str) -> None:
+        decision = decision.model_copy(update={"reason": reason[:MAX_REASON]})
+        with changing(self._state):
+            record = read_state(self._state)
+            _note_decision(self._audit, decision)
+            if record.wanted == decision.release:
+                record = record.model_copy(update={"wanted": None})
+            write_state(self._state, record.decided(decision))
+
+    def _note(self, failure: FedshelfError | None) -> None:
+        text = "" if failure is None else str(failure)
+        if text and text != self._failure:
+            self._audit.append("publication.failed", reason=text)
+        self._failure = text
+
+    def _outcome(self, before: IndexPointer | None, available: int) -> Outcome:
+        record, after = read_state(self._state), current_pointer(self._state)
+        decision = record.decision_on(available)
+        return Outcome(
+            release=after.release if after else 0,
+            available=available,
+            pinned=record.pinned,
+            swapped=after != before,
+            verdict=decision.verdict if decision else "",
+            reason=decision.reason if decision else "",
+        )
+
+
+def list_releases(folder: Path) -> list[ReleaseRow]:
+    """Every release this region knows of; nothing is verified here.
+
+    Args:
+        folder: the region's folder.
+
+    Returns:
+        Rows by number, the base alone first.
+
+    Raises:
+        ConfigError: `region.toml` is wrong.
+        ReleaseError: the record of decisions is damaged.
+    """
+    state = folder / load_region_config(folder).state
+    record, pointer = read_state(state), current_pointer(state)
+    pulled = {int(path.name) for path in whole_folders(state / "releases") if path.name.isdecimal()}
+    indexed = {release_of(path) for path in whole_folders(state / "indexes")}
+    offered = record.seen.release if record.seen else None
+    known = {0, *pulled, *indexed, *(made.release for made in record.decisions)}
+    known |= {number for number in (record.pinned, offered) if number is not None}
+    return [
+        _row(number, record, pointer, on_disk=number in {0, *pulled}, indexed=number in indexed)
+        for number in sorted(known)
+    ]
+
+
+def accept(folder: Path, number: int) -> str:
+    """Take the release that headquarters names into use, whatever the gate clicks said of it.
+
+    Canaries must be found all the same: they are the operator's own.
+
+    Args:
+        folder: the region's folder.
+        number: of a release that waits, or was declined, or was not tried yet.
+
+    Returns:
+        What happens next, one line.
+
+    Raises:
+        ReleaseError: headquarters names another release, or one is pinned.
+    """
+    state = folder / load_region_config(folder).state
+    with disk_errors(state), changing(state):
+        record, pointer = read_state(state), current_pointer(state)
+        offered = record.seen.release if record.seen else None
+        if record.pinned is not None:
+            raise ReleaseError(
+                f"release {record.pinned} is pinned, so {number} cannot be accepted; unpin first"
+            )
+        if offered != number:
+            raise ReleaseError(
+                f"headquarters names {f'release {offered}' if offered else 'no release yet'}, not"
+                f" {number}; to use another one, pin it"
+            )
+        if pointer is not None and pointer.release == number:
+            return f"release {number} is in use already"
+        AuditLog(state / "audit.jsonl").append("release.requested", release=number)
+        write_state(state, record.model_copy(update={"wanted": number}))
+    return f"release {number} is accepted; the worker takes it into use when it next looks"
+
+
+def pin(folder: Path, number: int) -> str:
+    """Stay with a release whatever headquarters says; at once, where its index is on disk.
+
+    Args:
+        folder: the region's folder.
+        number: of a release on disk, or 0 for the base alone.
+
+    Returns:
+        What happens next, one line.
+
+    Raises:
+        ReleaseError: the release is not on disk, or damaged.
+    """
+    config = load_region_config(folder)
+    state = folder / config.state
+    digest = None
+    if number > 0:
+        pulled = state / "releases" / str(number)
+        digest = read_for_base(pulled, number, config).encoder_digest
+    with disk_errors(state), changing(state):
+        AuditLog(state / "audit.jsonl").append("release.pinned", release=number)
+        record = read_state(state).model_copy(update={"pinned": number, "wanted": None})
+        write_state(state, record)
+        pointer = current_pointer(state)
+        if pointer is not None and pointer.release == number:
+            return f"release {number} is pinned and stays in use"
+        found = digest and find_index(state, number, encoder_digest=digest)
+        if found:
+            put_in_use(state, record, found, now=datetime.now(UTC))
+            return f"release {number} is pinned and in use"
+    return f"release {number} is pinned; the worker takes it into use when it next looks"
+
+
+def unpin(folder: Path) -> str:
+    """Follow headquarters again.
+
+    Args:
+        folder: the region's folder.
+
+    Returns:
+        What happens next, one line.
+
+    Raises:
+        ReleaseError: the record of decisions is damaged.
+    """
+    state = folder / load_region_config(folder).state
+    with disk_errors(state), changing(state):
+        record = read_state(state)
+        if record.pinned is None:
+            return "no release is pinned"
+        AuditLog(state / "audit.jsonl").append("release.unpinned", release=record.pinned)
+        write_state(state, record.model_copy(update={"pinned": None}))
+    return f"release {record.pinned} is no longer pinned; the worker follows headquarters again"
+
+
+def _note_decision(audit: AuditLog, decision: Decision) -> None:
+    """Before the decision is on disk: after a kill it is noted twice rather than never."""
+    facts = decision.model_dump(mode="json", exclude={"verdict", "time"})
+    audit.append(f"release.{decision.verdict}", **facts)
+
+
+def _judged(measured: Measured, rule: PublicationConfig) -> tuple[bool, str]:
+    return not_inferior(
+        measured.num_queries,
+        measured.mean,
+        measured.variance,
+        tolerance=rule.tolerance,
+        confidence=rule.confidence,
+        min_queries=rule.min_queries,
+    )
+
+
+def _figures(measured: Measured, rule: PublicationConfig) -> dict[str, float | None]:
+    count, mean, bound = measured.num_queries, measured.mean, None
+    assert math.isfinite(mean) and math.isfinite(measured.variance), "gains are finite"
+    if count > 1:  # one query has no variance
+        bound = lower_bound(count, mean, measured.variance, confidence=rule.confidence)
+    return {"num_queries": count, "mean_difference": mean, "lower_bound": bound}
+
+
+def _row(
+    number: int,
+    record: PublicationState,
+    pointer: IndexPointer | None,
+    *,
+    on_disk: bool,
+    indexed: bool,
+) -> ReleaseRow:
+    decision = record.decision_on(number)
+    return ReleaseRow(
+        number=number,
+        on_disk=on_disk,
+        indexed=indexed,
+        in_use=pointer is not None and pointer.release == number,
+        available=record.seen is not None and record.seen.release == number,
+        pinned=record.pinned == number,
+        wanted=record.wanted == number,
+        verdict=decision.verdict if decision else "",
+        reason=decision.reason if decision else "",
+    )
