@@ -15,7 +15,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -m "not slow and not e2e"
 
 # make test-slow FASHION=DIR ICECAT=DIR: real data, half an hour
 test-slow: $(VENV)/installed

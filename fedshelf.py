@@ -11,12 +11,16 @@ import click
 import typer
 
 import client.cli
+import server.cli
+import shared.cli
 import simulations.cli
 from shared.errors import FedshelfError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(simulations.cli.app)
 app.add_typer(client.cli.app)
+app.add_typer(server.cli.app)
+app.add_typer(shared.cli.app)
 
 
 @app.callback()

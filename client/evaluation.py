@@ -4,16 +4,27 @@ Judged queries go through the same exact FAISS search that shoppers get. Held-ou
 what was shown, so they order only that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.clicks import ValidationSet
+from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes
-from shared.metrics import Qrels, mrr_at_k, ndcg_at_k, ndcg_of_gains, recall_at_k
+from shared.metrics import (
+    Qrels,
+    difference_of_gains,
+    gain_found,
+    ideal_gain,
+    mrr_at_k,
+    ndcg_at_k,
+    ndcg_of_gains,
+    recall_at_k,
+)
 from shared.retrieval.index import build_index, search_index
+from shared.wire import Difference
 
 K = 10
 
@@ -65,6 +76,51 @@ def evaluate(
     """
     if not held_out.queries:
         return {}
+    return {f"ndcg@{K}": ndcg_of_gains(_ordered(encoder, products, queries, held_out), k=K)}
+
+
+def compare(
+    encoder: Encoder,
+    products: ProductPrefixes,
+    queries: TextPrefixes,
+    held_out: ValidationSet,
+    *,
+    candidate: Adapter,
+    references: Mapping[int, Adapter],
+) -> tuple[dict[str, float], dict[int, Difference]]:
+    """Measure a candidate and how it differs from references, as `evaluate` measures.
+
+    Args:
+        encoder: its adapter is swapped; it is left with the last reference.
+        products: kept activations of the catalog.
+        queries: kept activations of `held_out.queries`.
+        held_out: from `client.clicks.make_validation_set`.
+        candidate: the adapter in question.
+        references: the adapters it is compared with, by number.
+
+    Returns:
+        The candidate's metrics (empty where there is no query), and its difference to each.
+    """
+    if not held_out.queries:
+        return {}, {number: Difference(0, 0.0, 0.0) for number in references}
+
+    def gains(adapter: Adapter) -> list[NDArray[np.float64]]:
+        encoder.load_adapter(adapter)
+        return _ordered(encoder, products, queries, held_out)
+
+    mine = gains(candidate)
+    found, ideal = gain_found(mine, k=K), ideal_gain(mine, k=K)
+    differences = {}
+    for number, reference in references.items():
+        other = gain_found(gains(reference), k=K)
+        differences[number] = Difference(len(found), *difference_of_gains(found, other, ideal))
+    return {f"ndcg@{K}": ndcg_of_gains(mine, k=K)}, differences
+
+
+def _ordered(
+    encoder: Encoder, products: ProductPrefixes, queries: TextPrefixes, held_out: ValidationSet
+) -> list[NDArray[np.float64]]:
+    """The gains of what each query was shown, in the encoder's order."""
     shown = np.unique(np.concatenate(held_out.rows))
     vectors = encoder.product_matrix(products, shown)
     scores = encoder.query_matrix(queries) @ vectors.T  # (Q, S)
@@ -72,7 +128,7 @@ def evaluate(
     for score, rows, gains in zip(scores, held_out.rows, held_out.gains, strict=True):
         order = np.lexsort((rows, -score[np.searchsorted(shown, rows)]))
         ordered.append(gains[order])
-    return {f"ndcg@{K}": ndcg_of_gains(ordered, k=K)}
+    return ordered
 
 
 def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -6,25 +6,28 @@ adapters swapped in place; each region's data and kept activations stay its own.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from client.clicks import Examples, ValidationSet, make_examples, make_validation_set, split_by_time
-from client.evaluation import evaluate
+from client.decisions import newest_decision
+from client.evaluation import compare, evaluate
 from client.region import Region, open_region, read_clicks
-from client.training import OnStep, TrainingData, train
+from client.training import OnStep, TrainingData, make_training_data, train
 from shared.adapter import Adapter, schema_hash, subtract
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
 from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
-from shared.errors import DataError
-from shared.wire import PROTOCOL_VERSION, Description
+from shared.errors import ConfigError, DataError, RetrievalError
+from shared.retrieval.manifest import read_pointer
+from shared.wire import LOCAL, MATRIX, PROTOCOL_VERSION, ROUND, Description, Difference
 
 _ENCODERS: dict[tuple[str, str], Encoder] = {}
 _WORKERS: dict[Path, "Worker"] = {}
@@ -101,13 +104,17 @@ class Worker:
         return int(self._clicks["clicked"].sum())
 
     @cached_property
-    def _splits(self) -> tuple[Examples, ValidationSet]:
+    def _splits(self) -> tuple[Examples, ValidationSet, ValidationSet]:
         splits = split_by_time(self._clicks, self.region.config.splits)
         ids = self.region.catalog["product_id"]
         examples = make_examples(splits.train, ids)
         if len(examples.weight) == 0:
             raise DataError(f'region "{self.region.config.region}": no clicks to train on')
-        return examples, make_validation_set(splits.validation, ids)
+        held_out = (
+            make_validation_set(splits.validation, ids),
+            make_validation_set(splits.gate, ids),
+        )
+        return examples, *held_out
 
     @property
     def examples(self) -> Examples:
@@ -118,6 +125,26 @@ class Worker:
     def validation(self) -> ValidationSet:
         """Validation judgments, from later clicks."""
         return self._splits[1]
+
+    def _publication(self) -> dict[str, Any]:
+        """Which release is in use, and what was said of the newest one."""
+        state = self.region.state
+        try:
+            release = read_pointer(state).release
+        except RetrievalError:  # no index yet
+            release = 0
+        newest = newest_decision(state)
+        return {
+            "release": release,
+            "verdict": newest.verdict if newest else "",
+            "verdict_release": newest.release if newest else 0,
+            "verdict_reason": newest.reason if newest else "",
+        }
+
+    @property
+    def gate(self) -> ValidationSet:
+        """Judgments from the newest clicks, for the release gate and acceptance alone."""
+        return self._splits[2]
 
     @cached_property
     def products(self) -> ProductPrefixes:
@@ -141,11 +168,15 @@ class Worker:
     def training_data(self) -> TrainingData:
         """Examples with the activations they need."""
         queries = self.query_prefixes(self.examples.queries)
-        return TrainingData(self.examples, queries, self.products)
+        return make_training_data(self.encoder, self.examples, queries, self.products)
 
     @cached_property
     def _validation_prefixes(self) -> TextPrefixes:
         return self.query_prefixes(self.validation.queries)
+
+    @cached_property
+    def _gate_prefixes(self) -> TextPrefixes:
+        return self.query_prefixes(self.gate.queries)
 
     def describe(self) -> Description:
         """What this region is and has; counts only."""
@@ -160,15 +191,26 @@ class Worker:
             num_validation_queries=len(self.validation.queries),
             code_version=version("fedshelf"),
             device=str(self.encoder.device.type),
-            release=0,
+            num_gate_queries=len(self.gate.queries),
+            in_matrix=config.sharing.matrix,
+            shares_local=config.sharing.local_adapter,
+            named=config.sharing.named,
+            **self._publication(),
         )
 
-    def train(self, adapter: Adapter, config: TrainConfig, server_round: int) -> Trained:
+    def train(
+        self, adapter: Adapter, config: TrainConfig, server_round: int, *, purpose: str = ROUND
+    ) -> Trained:
         """One round of local training from `adapter`.
 
         The order of examples follows from the federation's seed, the round and the region's name,
         so it is the same under every engine.
+
+        Raises:
+            ConfigError: the purpose is an adapter of this region alone, and it has not agreed.
         """
+        if purpose == LOCAL:
+            self._require_consent("local_adapter", self.region.config.sharing.local_adapter)
         data = self.training_data
         start = time.perf_counter()
         self.encoder.load_adapter(adapter)
@@ -184,6 +226,42 @@ class Worker:
         held_out = self.validation
         metrics = evaluate(self.encoder, self.products, self._validation_prefixes, held_out)
         return len(held_out.queries), metrics
+
+    def compare(
+        self, candidate: Adapter, references: Mapping[int, Adapter], *, purpose: str
+    ) -> tuple[int, dict[str, float], dict[int, Difference]]:
+        """Compare adapters on the gate clicks, which nothing else has used.
+
+        Args:
+            candidate: the adapter in question.
+            references: what it is compared with, by number.
+            purpose: `wire.GATE`, or `wire.MATRIX`, which `sharing.matrix` must allow.
+
+        Returns:
+            Number of gate queries, the candidate's metrics, its difference to each reference.
+
+        Raises:
+            ConfigError: this region has not agreed to the matrix.
+        """
+        if purpose == MATRIX:
+            self._require_consent("matrix", self.region.config.sharing.matrix)
+        held_out = self.gate
+        metrics, differences = compare(
+            self.encoder,
+            self.products,
+            self._gate_prefixes,
+            held_out,
+            candidate=candidate,
+            references=references,
+        )
+        return len(held_out.queries), metrics, differences
+
+    def _require_consent(self, key: str, given: bool) -> None:
+        if not given:
+            raise ConfigError(
+                f'region "{self.region.config.region}": sharing.{key} is off in region.toml; '
+                "headquarters asked for it all the same"
+            )
 
     def _progress(self, what: str) -> Callable[[int, int], None] | None:
         if self.on_cache is None:

@@ -3,21 +3,29 @@
     headquarters/initial.safetensors      what round 1 starts from; metadata: base fingerprint
     headquarters/rounds/0001.safetensors  the global adapter after round 1
     headquarters/history.json             one record a round
+    headquarters/regions.json             what each region last said of itself, and when
+    headquarters/references/3.safetensors adapters of earlier releases, for the gate to compare with
+    headquarters/gate.json                what the gate decided, from which figures
+    headquarters/matrix.json              the cross-site table, where it was asked for
 
 The adapter of a round is written before its record, each beside and renamed: after a kill at any
 instant the records name only adapters that are whole, and the run goes on after the last of them.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from shared.adapter import Adapter, load_adapter, save_adapter
-from shared.durable import replace_file
+from shared.durable import canonical_json, replace_file
 from shared.errors import FederationError
+
+Refused = Sequence[Mapping[str, str]]  # region and reason
 
 
 @dataclass
@@ -114,6 +122,52 @@ class History:
         if not rounds:
             raise FederationError(f"{self.folder}: no round is complete; run the federation first")
         return max(rounds, key=lambda record: (record.mean(metric), -record.round)).round
+
+    def note_regions(self, said: Mapping[str, Mapping[str, Any]], refused: Refused) -> None:
+        """Keep what regions say of themselves, and who was refused and why, with the time."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        known = self.regions()
+        for region, description in said.items():
+            known[region] = {**description, "seen": now, "refused": None}
+        for entry in refused:
+            known[entry["region"]] = {
+                **known.get(entry["region"], {}),
+                "refused": entry["reason"],
+                "refused_at": now,
+            }
+        replace_file(self.folder / "regions.json", canonical_json(known))
+
+    def regions(self) -> dict[str, dict[str, Any]]:
+        """What each region last said, by name; empty before the first handshake."""
+        return self._json("regions.json") or {}
+
+    def references(self) -> dict[int, Adapter]:
+        """What the gate compares a candidate with, by release number; the base is number 0."""
+        paths = sorted(
+            (self.folder / "references").glob("*.safetensors"), key=lambda p: int(p.stem)
+        )
+        return {int(path.stem): load_adapter(path) for path in paths} or {0: self.adapter(0)}
+
+    def keep(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write one of this folder's JSON files: "gate.json" or "matrix.json"."""
+        replace_file(self.folder / name, canonical_json(value))
+
+    def gate(self) -> dict[str, Any] | None:
+        """What the gate decided, or None before it did."""
+        return self._json("gate.json")
+
+    def matrix(self) -> dict[str, Any] | None:
+        """The cross-site table, or None where it was not asked for."""
+        return self._json("matrix.json")
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            return dict(json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError):
+            raise FederationError(f"{path}: damaged; remove it and run again") from None
 
     def _path(self, server_round: int) -> Path:
         if server_round == 0:

@@ -6,6 +6,7 @@ because going back to an older release is only the second one.
 
 import os
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -91,7 +92,14 @@ def public_key_hex(path: Path) -> str:
     return _public_hex(_load_key(path))
 
 
-def write_release(registry: Path, *, files: Path, facts: ReleaseFacts, signing_key: Path) -> int:
+def write_release(
+    registry: Path,
+    *,
+    files: Path,
+    facts: ReleaseFacts,
+    signing_key: Path,
+    former_key: Path | None = None,
+) -> int:
     """Write and sign the next release; nothing that exists is touched.
 
     Args:
@@ -100,6 +108,8 @@ def write_release(registry: Path, *, files: Path, facts: ReleaseFacts, signing_k
             writes them; what else is in it is left behind.
         facts: what the release is.
         signing_key: the private key file.
+        former_key: the one before it, which signs too while regions still trust it; None, or a file
+            that is not there, if no rotation is going on.
 
     Returns:
         Its number: one more than the highest there is. It is in use only after `publish_release`.
@@ -108,7 +118,7 @@ def write_release(registry: Path, *, files: Path, facts: ReleaseFacts, signing_k
         ReleaseError: a file is missing, the parent does not exist, a figure is not finite, or the
             key cannot be used. Nothing has been written then.
     """
-    key = _load_key(signing_key)
+    keys = _load_keys(signing_key, former_key)
     with locked(registry):
         numbers = _numbers(registry)
         if facts.parent is not None and facts.parent not in numbers:
@@ -116,7 +126,7 @@ def write_release(registry: Path, *, files: Path, facts: ReleaseFacts, signing_k
         number = max(numbers, default=0) + 1
         with new_folder(registry / str(number)) as folder:
             _copy_model(files, folder)
-            _write_signed(folder, number, facts, key)
+            _write_signed(folder, number, facts, keys)
     return number
 
 
@@ -125,6 +135,7 @@ def publish_release(
     number: int,
     *,
     signing_key: Path,
+    former_key: Path | None = None,
     valid_for: timedelta = DEFAULT_VALIDITY,
     now: datetime | None = None,
 ) -> CurrentRelease:
@@ -134,6 +145,7 @@ def publish_release(
         registry: the folder of numbered releases.
         number: the release; an older one than now is a rollback.
         signing_key: the private key file.
+        former_key: as in `write_release`; a release that only it has signed is signed anew.
         valid_for: how long regions believe the statement.
         now: when it is made; the clock's time by default.
 
@@ -143,14 +155,17 @@ def publish_release(
     Raises:
         ReleaseError: the release or the former statement is damaged or signed by another key.
     """
-    key = _load_key(signing_key)
-    read_release(registry / str(number), public_key_hex=_public_hex(key), expected_number=number)
+    keys = _load_keys(signing_key, former_key)
     with locked(registry):
-        former = _former(registry, key)
+        _sign_anew(registry / str(number), keys)
+        read_release(
+            registry / str(number), public_key_hex=_public_hex(keys[0]), expected_number=number
+        )
+        former = _former(registry, keys)
         sequence = former.sequence + 1 if former else 1
         expiry = (now or datetime.now(UTC)) + valid_for
         current = CurrentRelease(release=number, sequence=sequence, expiry=expiry)
-        _replace_current(registry, former, current, key)
+        _replace_current(registry, former, current, keys)
     return current
 
 
@@ -197,6 +212,30 @@ def _load_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
+def _load_keys(signing_key: Path, former_key: Path | None) -> list[Ed25519PrivateKey]:
+    """The key that signs, and the former one while it is there."""
+    former = [former_key] if former_key is not None and former_key.is_file() else []
+    return [_load_key(path) for path in (signing_key, *former)]
+
+
+def _signatures(keys: Sequence[Ed25519PrivateKey], statement: bytes) -> str:
+    return "".join(f"{key.sign(statement).hex()}\n" for key in keys)
+
+
+def _sign_anew(folder: Path, keys: Sequence[Ed25519PrivateKey]) -> None:
+    """Let every key sign a release that one of them has signed and that is whole."""
+    for key in keys:
+        try:
+            read_release(folder, public_key_hex=_public_hex(key))
+        except ReleaseError:
+            continue
+        raw = (folder / "MANIFEST.json").read_bytes()
+        signatures = _signatures(keys, raw).encode("ascii")
+        if (folder / "MANIFEST.sig").read_bytes() != signatures:
+            replace_file(folder / "MANIFEST.sig", signatures)
+        return
+
+
 def _numbers(registry: Path) -> set[int]:
     return {int(path.name) for path in registry.iterdir() if path.name.isdecimal()}
 
@@ -209,7 +248,9 @@ def _copy_model(files: Path, folder: Path) -> None:
         shutil.copyfile(files / name, folder / name)
 
 
-def _write_signed(folder: Path, number: int, facts: ReleaseFacts, key: Ed25519PrivateKey) -> None:
+def _write_signed(
+    folder: Path, number: int, facts: ReleaseFacts, keys: Sequence[Ed25519PrivateKey]
+) -> None:
     hashes = {name: sha256_file(folder / name) for name in MODEL_FILES}
     known = {**facts.model_dump(), "number": number, "created": datetime.now(UTC)}
     card = model_card(ReleaseManifest(**known, files=hashes))
@@ -220,20 +261,31 @@ def _write_signed(folder: Path, number: int, facts: ReleaseFacts, key: Ed25519Pr
     except ValueError as error:
         raise ReleaseError(f"release {number}: {error}; correct its facts") from None
     (folder / "MANIFEST.json").write_bytes(raw)
-    (folder / "MANIFEST.sig").write_text(key.sign(raw).hex() + "\n", encoding="ascii")
+    (folder / "MANIFEST.sig").write_text(_signatures(keys, raw), encoding="ascii")
 
 
-def _former(registry: Path, key: Ed25519PrivateKey) -> CurrentRelease | None:
+def _former(registry: Path, keys: Sequence[Ed25519PrivateKey]) -> CurrentRelease | None:
+    """The statement in use, which any of the keys may have signed."""
     if not (registry / "current.json").exists():
         return None
-    return read_current_of_any_age(registry, public_key_hex=_public_hex(key))
+    failure: ReleaseError | None = None
+    for key in keys:
+        try:
+            return read_current_of_any_age(registry, public_key_hex=_public_hex(key))
+        except ReleaseError as error:
+            failure = failure or error
+    assert failure is not None, "there is a key, and it failed"
+    raise failure
 
 
 def _replace_current(
-    registry: Path, former: CurrentRelease | None, current: CurrentRelease, key: Ed25519PrivateKey
+    registry: Path,
+    former: CurrentRelease | None,
+    current: CurrentRelease,
+    keys: Sequence[Ed25519PrivateKey],
 ) -> None:
     """Signatures of both first, then the statement: a kill in between leaves the former valid."""
     statements = [one.to_bytes() for one in (current, former) if one]
-    lines = "".join(key.sign(statement).hex() + "\n" for statement in statements)
+    lines = "".join(_signatures(keys, statement) for statement in statements)
     replace_file(registry / "current.json.sig", lines.encode("ascii"))
     replace_file(registry / "current.json", current.to_bytes())

@@ -5,16 +5,13 @@ huge example count takes over. So nothing reaches `FedAvg.aggregate_train` that 
 not passed. A bad reply is dropped and named; the round goes on with the rest if the quorum holds.
 """
 
-import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
-    Error,
     Message,
     MessageType,
     MetricRecord,
@@ -23,22 +20,21 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from server.handshake import Meeting
 from server.history import RoundRecord
+from server.replies import sort_replies
 from shared import wire
 from shared.adapter import Adapter, add
 from shared.config import FederationConfig
-from shared.errors import FederationError, WireError
-
-log = logging.getLogger("fedshelf.server")
-_KIND = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+from shared.errors import FederationError
 
 
 class CheckedFedAvg(FedAvg):
-    """FedAvg over a fixed cohort of regions.
+    """FedAvg over the regions that each round's handshake finds.
 
     Args:
         config: of the federation.
-        cohort: node id -> region name, from the handshake.
+        meet: the handshake; asked before every round.
         offset: rounds that were complete before this start; round numbers go on from there.
         on_round: called with the record and the adapter of every finished round.
     """
@@ -46,14 +42,15 @@ class CheckedFedAvg(FedAvg):
     def __init__(
         self,
         config: FederationConfig,
-        cohort: Mapping[int, str],
         *,
+        meet: Callable[[Grid], Meeting],
         offset: int,
         on_round: Callable[[RoundRecord, Adapter], None],
     ) -> None:
         super().__init__(weighted_by_key=wire.NUM_EXAMPLES)
-        self._config, self._cohort, self._offset = config, cohort, offset
+        self._config, self._meet, self._offset = config, meet, offset
         self._on_round = on_round
+        self._cohort: Mapping[int, str] = {}
         self._sent: Adapter = {}
         self._record = RoundRecord(0)
         self._started = 0.0
@@ -64,11 +61,10 @@ class CheckedFedAvg(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask every region of the cohort to train."""
+        """Ask every region that is there to train."""
         number = server_round + self._offset
-        self._started = time.perf_counter()
+        self._open_round(number, grid)
         self._sent = wire.decode_adapter(arrays)
-        self._record = RoundRecord(number, cohort=sorted(self._cohort.values()))
         request = wire.train_request(arrays, self._config.train_config(number), number)
         return self._send(request, MessageType.TRAIN)
 
@@ -110,8 +106,7 @@ class CheckedFedAvg(FedAvg):
 
     def evaluate_first(self, arrays: ArrayRecord, grid: Grid) -> None:
         """Round 0: measure the initial adapter in every region."""
-        self._record = RoundRecord(0, cohort=sorted(self._cohort.values()))
-        self._started = time.perf_counter()
+        self._open_round(0, grid)
         requests = self.configure_evaluate(0, arrays, ConfigRecord(), grid)
         replies = grid.send_and_receive(requests, timeout=self._config.round_timeout_s)
         self.aggregate_evaluate(0, replies)
@@ -120,6 +115,14 @@ class CheckedFedAvg(FedAvg):
         """Hand the finished round to `on_round`."""
         self._record.seconds = time.perf_counter() - self._started
         self._on_round(self._record, wire.decode_adapter(arrays))
+
+    def _open_round(self, number: int, grid: Grid) -> None:
+        self._started = time.perf_counter()
+        meeting = self._meet(grid)
+        self._cohort = meeting.cohort
+        self._record = RoundRecord(
+            number, cohort=sorted(self._cohort.values()), rejected=meeting.refused
+        )
 
     def _send(self, request: RecordDict, message_type: str) -> list[Message]:
         self._record.downlink_bytes += wire.record_bytes(request) * len(self._cohort)
@@ -131,25 +134,18 @@ class CheckedFedAvg(FedAvg):
     def _check(
         self, replies: Iterable[Message], check: Callable[[RecordDict], RecordDict]
     ) -> dict[str, Message]:
-        """Replies that pass, by region name; every other one, and every silence, is recorded."""
-        passed: dict[str, Message] = {}
-        silent = set(self._cohort.values())
-        for message in replies:
-            region = self._cohort.get(message.metadata.src_node_id)
-            if region is None or region not in silent:
-                self._reject(region or "unknown node", "a reply that nobody asked for")
-                continue
-            silent.discard(region)
-            try:
-                if message.has_error():
-                    raise WireError(f"region failed: {failure_kind(message.error)}")
-                message.content = check(message.content)
-                passed[region] = message
-            except WireError as error:
-                self._reject(region, str(error))
-        for region in sorted(silent):
-            self._reject(region, f"no reply within {self._config.round_timeout_s:.0f} s")
-        return passed
+        """Replies that pass, with what the check made of them, by region name."""
+        passed, rejected = sort_replies(
+            replies,
+            self._cohort,
+            check,
+            where=f"round {self._record.round}",
+            timeout_s=self._config.round_timeout_s,
+        )
+        self._record.rejected += rejected
+        for message, content in passed.values():
+            message.content = content
+        return {region: message for region, (message, _) in passed.items()}
 
     def _checked_update(self, content: RecordDict) -> RecordDict:
         config = self._config
@@ -163,10 +159,6 @@ class CheckedFedAvg(FedAvg):
         wire.read_evaluate_reply(content, max_examples=self._config.max_examples)
         return content
 
-    def _reject(self, region: str, reason: str) -> None:
-        log.warning('round %d: region "%s" rejected: %s', self._record.round, region, reason)
-        self._record.rejected.append({"region": region, "reason": reason})
-
     def _require_quorum(self, accepted: int) -> None:
         share = self._config.quorum * len(self._cohort)
         needed = math.ceil(share - 1e-9)  # 0.07 * 100 is 7.000000000000001
@@ -176,13 +168,3 @@ class CheckedFedAvg(FedAvg):
                 f"round {self._record.round}: {accepted} of {len(self._cohort)} regions answered "
                 f"well, the quorum is {needed} ({reasons}); mend those regions and run again"
             )
-
-
-def failure_kind(error: Error) -> str:
-    """What headquarters may know of a failed region: the kind of its error, never the text.
-
-    Our ClientApp sends no more than that; Flower, and a ClientApp that is not ours, may send a
-    whole exception, and its text may quote the region's data.
-    """
-    reason = error.reason or ""
-    return reason if _KIND.fullmatch(reason) else f"error code {error.code}"

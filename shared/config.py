@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 from shared.errors import ConfigError
 
 RUN_CONFIG_VARIABLE = "FEDSHELF_RUN_CONFIG"
+TASKS = ("train", "matrix")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -31,6 +32,7 @@ class TrainConfig:
         weight_decay: of AdamW.
         clip_norm: bound on the L2 norm of a step's gradient.
         alignment_weight: weight of the image-text term.
+        anchor_weight: weight of the drift term, which holds texts near where the base puts them.
     """
 
     seed: int
@@ -40,6 +42,7 @@ class TrainConfig:
     weight_decay: float
     clip_norm: float
     alignment_weight: float
+    anchor_weight: float
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class FederationConfig:
     """Every knob of `[tool.flwr.app.config]`; names are the keys with underscores."""
 
     run_dir: str
+    task: str
     num_rounds: int
     seed: int
     quorum: float
     round_timeout_s: float
     min_regions: int
     region_wait_s: float
+    describe_timeout_s: float
     max_examples: int
     max_update_norm: float
     local_epochs: int
@@ -62,6 +67,11 @@ class FederationConfig:
     weight_decay: float
     clip_norm: float
     alignment_weight: float
+    anchor_weight: float
+    gate: bool
+    gate_tolerance: float
+    gate_confidence: float
+    gate_min_queries: int
 
     def train_config(self, server_round: int) -> TrainConfig:
         """What regions are told in round `server_round` (1-based).
@@ -121,15 +131,20 @@ def _cast(name: str, value: Any, wanted: type) -> Any:
 
 def _check_ranges(config: FederationConfig) -> None:
     positive = ("num_rounds", "min_regions", "local_epochs", "batch_size", "learning_rate")
-    for name in (*positive, "clip_norm", "max_update_norm", "max_examples", "round_timeout_s"):
+    limits = ("max_update_norm", "max_examples", "round_timeout_s", "describe_timeout_s")
+    for name in (*positive, "clip_norm", *limits):
         _require(getattr(config, name) > 0, config, name, "must be above 0")
     not_negative = ("seed", "final_learning_rate", "weight_decay", "alignment_weight")
-    for name in (*not_negative, "region_wait_s"):
+    for name in (*not_negative, "anchor_weight", "region_wait_s", "gate_tolerance"):
         _require(getattr(config, name) >= 0, config, name, "must be 0 or more")
     for name, kind in get_type_hints(FederationConfig).items():
         if kind is float:
             _require(math.isfinite(getattr(config, name)), config, name, "must be finite")
     _require(0 < config.quorum <= 1, config, "quorum", "must be in (0, 1]")
+    _require(config.task in TASKS, config, "task", f"must be one of {', '.join(TASKS)}")
+    confidence = config.gate_confidence
+    _require(0.5 < confidence < 1, config, "gate_confidence", "must be in (0.5, 1)")
+    _require(config.gate_min_queries >= 2, config, "gate_min_queries", "must be 2 or more")
 
 
 def _require(holds: bool, config: FederationConfig, name: str, rule: str) -> None:

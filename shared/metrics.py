@@ -77,9 +77,45 @@ def ndcg_of_gains(lists: Sequence[NDArray[np.float64]], *, k: int) -> float:
     Returns:
         A value in [0, 1]; 0 where nothing has any gain.
     """
-    found = sum(_discounted(gains[:k]) for gains in lists)
-    ideal = sum(_discounted(np.sort(gains)[::-1][:k]) for gains in lists)
-    return min(found / ideal, 1.0) if ideal > 0 else 0.0  # the two sums may round apart
+    found, ideal = gain_found(lists, k=k).sum(), ideal_gain(lists, k=k).sum()
+    return min(float(found / ideal), 1.0) if ideal > 0 else 0.0  # the two sums may round apart
+
+
+def ideal_gain(lists: Sequence[NDArray[np.float64]], *, k: int) -> NDArray[np.float64]:
+    """`gain_found` of the best order of each list, (Q,)."""
+    return gain_found([np.sort(gains)[::-1] for gains in lists], k=k)
+
+
+def gain_found(lists: Sequence[NDArray[np.float64]], *, k: int) -> NDArray[np.float64]:
+    """Discounted gain of each ranked list down to rank k, (Q,)."""
+    return np.array([_discounted(gains[:k]) for gains in lists])
+
+
+def difference_of_gains(
+    found: NDArray[np.float64], other: NDArray[np.float64], ideal: NDArray[np.float64]
+) -> tuple[float, float]:
+    """How two rankings of the same products differ in `ndcg_of_gains`, and how sure that is.
+
+    The ratio of sums R = sum(found - other) / sum(ideal), and the variance of its linearization
+    (Cochran 1977, Sampling Techniques, 3rd ed., eq. 6.9):
+
+        e_q = (found_q - other_q - R ideal_q) / mean(ideal)
+
+    Args:
+        found: discounted gain of each query in one ranking, (Q,).
+        other: in the other, (Q,).
+        ideal: the most there is to find, (Q,).
+
+    Returns:
+        R, and the variance of one query's e; R's squared standard error is that over Q. Both 0
+        where nothing has any gain, the variance also for a single query.
+    """
+    if ideal.sum() <= 0:
+        return 0.0, 0.0
+    ratio = float((found - other).sum() / ideal.sum())
+    linear = (found - other - ratio * ideal) / ideal.mean()
+    variance = float((linear**2).sum() / (len(ideal) - 1)) if len(ideal) > 1 else 0.0
+    return ratio, variance
 
 
 def _discounted(gains: NDArray[np.float64]) -> float:

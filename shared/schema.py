@@ -4,7 +4,9 @@ One place says which columns exist, which are required and of which type, so tha
 writes a region folder and the reader that opens one cannot drift apart.
 """
 
+import json
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -89,7 +91,43 @@ class BaseConfig(_Strict):
     path: str
     fingerprint: str
     release_key: str = Field(description="ed25519 public key of the release signer, hex")
-    releases: str = Field(description="folder from which releases are pulled")
+    releases: str = Field(description="folder or https address from which releases are pulled")
+
+
+class HeadquartersConfig(_Strict):
+    """How this region reaches headquarters; files relative to the folder of `region.toml`."""
+
+    address: str = Field(pattern=r"^[A-Za-z0-9.-]+:[0-9]{1,5}$", description="host:port, TLS")
+    ca: str = "enrolment/ca.crt"
+    key: str = "enrolment/node.key"  # this region's own EC key; it never leaves the region
+
+
+class WorkerConfig(_Strict):
+    """The process that owns this region's data, encoders and training."""
+
+    # Where it listens; the SuperNode's user needs this folder and nothing else of the region.
+    socket: str = "run/worker.sock"
+    threads: int = Field(default=0, ge=0)  # of torch; 0 leaves the choice to torch
+
+
+class PublicationConfig(_Strict):
+    """When this region takes a new release into use."""
+
+    auto_accept: bool = True  # otherwise only `fedshelf region accept N` does
+    poll_s: float = Field(default=30.0, gt=0)
+    max_release_bytes: int = Field(default=2**30, ge=1)
+    tolerance: float = Field(default=0.02, ge=0)  # nDCG@10 a release may lose on the gate clicks
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    min_queries: int = Field(default=30, ge=2)  # with fewer, gate clicks cannot decline a release
+    canaries: str | None = None  # JSON: queries that must find given products
+
+
+class SharingConfig(_Strict):
+    """What this region agrees to beyond taking part."""
+
+    matrix: bool = False  # evaluate other adapters on its gate clicks
+    local_adapter: bool = False  # train an adapter on its clicks alone for that comparison
+    named: bool = False  # appear by name, not by number, in releases
 
 
 class RegionConfig(_Strict):
@@ -102,6 +140,10 @@ class RegionConfig(_Strict):
     base: BaseConfig
     data: DataConfig = DataConfig()
     splits: SplitConfig = SplitConfig()
+    headquarters: HeadquartersConfig | None = None  # None: a region of a simulation
+    worker: WorkerConfig = WorkerConfig()
+    publication: PublicationConfig = PublicationConfig()
+    sharing: SharingConfig = SharingConfig()
 
 
 def load_region_config(folder: Path) -> RegionConfig:
@@ -127,3 +169,26 @@ def load_region_config(folder: Path) -> RegionConfig:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {key}: {first['msg']}; correct or remove this key") from None
+
+
+def render_region_toml(config: RegionConfig) -> str:
+    """Render a region's configuration as TOML that `load_region_config` reads back equal.
+
+    Args:
+        config: the region's configuration.
+
+    Returns:
+        TOML text: plain keys first, then one table a section; what is None is left out.
+    """
+    values = config.model_dump(mode="json", exclude_none=True)
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    blocks = ["\n".join(_assignments(plain))]
+    blocks += ["\n".join([f"[{name}]", *_assignments(table)]) for name, table in tables.items()]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _assignments(values: dict[str, object]) -> Iterable[str]:
+    # JSON's strings, numbers, booleans and arrays of strings are TOML's too, but for DEL.
+    dumped = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+    return [f"{key} = {text.replace(chr(127), chr(92) + 'u007f')}" for key, text in dumped.items()]

@@ -6,7 +6,7 @@ without quoting it. No other module knows a record key.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
@@ -23,6 +23,13 @@ PROTOCOL_VERSION = 1
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # as Flower's strategies name them
 NUM_EXAMPLES = "num-examples"
 DESCRIBE = "query.describe"
+ROUND, LOCAL = TRAIN_PURPOSES = ("round", "local")
+VALIDATION, GATE, MATRIX = PURPOSES = ("validation", "gate", "matrix")
+_REFERENCE, _MEAN, _VARIANCE = "reference-", "difference-", "variance-"
+_REFERENCE_NAME = re.compile(r"reference-([0-9]{1,9})")
+VERDICTS = ("", "accepted", "declined", "waiting", "rolled_back")
+_MAX_TEXT = 300  # characters
+_MAX_VARIANCE = 1e6  # of one query's difference; beside few clicks one query can weigh much
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_@]{0,31}")
 
 
@@ -41,6 +48,14 @@ class Description:
         code_version: of fedshelf.
         device: "cpu" or "cuda".
         release: number of the release in use, 0 before the first.
+        num_gate_queries: queries of its gate clicks.
+        verdict: what it said of the newest release it looked at: "" before the first, "accepted",
+            "declined", "waiting" for its operator, or "rolled_back".
+        verdict_release: number of that release, 0 before the first.
+        verdict_reason: why, one line; no query text and no product content.
+        in_matrix: whether it agrees to measure other adapters on its gate clicks.
+        shares_local: whether it agrees to train an adapter on its clicks alone for that.
+        named: whether releases may name it; otherwise it is a number there.
     """
 
     region: str
@@ -53,6 +68,13 @@ class Description:
     code_version: str
     device: str
     release: int
+    num_gate_queries: int
+    verdict: str
+    verdict_release: int
+    verdict_reason: str
+    in_matrix: bool
+    shares_local: bool
+    named: bool
 
 
 @dataclass(frozen=True)
@@ -85,6 +107,40 @@ class EvaluateReply:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What a region is asked to measure.
+
+    Attributes:
+        adapter: the candidate.
+        server_round: of the federation.
+        purpose: "validation" after every round, "gate" before a release, "matrix" for the
+            cross-site table; the last two use the gate clicks.
+        references: what the candidate is compared with, by release number (in a matrix, by place
+            in it); none for validation.
+    """
+
+    adapter: Adapter
+    server_round: int
+    purpose: str
+    references: dict[int, Adapter]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Candidate minus reference on one region's gate clicks, nDCG@10.
+
+    Attributes:
+        num_queries: measured, >= 0.
+        mean: of the difference.
+        variance: of one query's difference; squared standard error = variance / num_queries.
+    """
+
+    num_queries: int
+    mean: float
+    variance: float
+
+
 def encode_adapter(adapter: Mapping[str, Tensor]) -> ArrayRecord:
     """An adapter or update as float32 arrays, in name order."""
     arrays = {k: Array(v.detach().cpu().float().numpy()) for k, v in sorted(adapter.items())}
@@ -115,29 +171,64 @@ def read_description(content: RecordDict) -> Description:
     """
     values = _underscored(_config(content))
     _check_types("description", values, Description)
+    _check_texts(values)
     return Description(**{field.name: values[field.name] for field in fields(Description)})
 
 
-def train_request(adapter: ArrayRecord, config: TrainConfig, server_round: int) -> RecordDict:
-    """The train message of one round."""
-    settings = ConfigRecord({**_dashed(asdict(config)), "server-round": server_round})
+@dataclass(frozen=True)
+class TrainRequest:
+    """What a region is asked to train.
+
+    Attributes:
+        adapter: to start from.
+        config: hyper-parameters of this round.
+        server_round: of the federation.
+        purpose: "round" of the federation, or "local" for an adapter of this region alone, which
+            only the cross-site table uses.
+    """
+
+    adapter: Adapter
+    config: TrainConfig
+    server_round: int
+    purpose: str
+
+
+def train_request(
+    adapter: ArrayRecord, config: TrainConfig, server_round: int, *, purpose: str = ROUND
+) -> RecordDict:
+    """The train message of one round; see `TrainRequest`."""
+    settings = ConfigRecord(_dashed(asdict(config)))
+    settings["server-round"], settings["purpose"] = server_round, purpose
     return RecordDict({ARRAYS: adapter, CONFIG: settings})
 
 
-def read_train_request(content: RecordDict) -> tuple[Adapter, TrainConfig, int]:
-    """Read a train message: adapter, hyper-parameters, round.
+def read_train_request(content: RecordDict) -> TrainRequest:
+    """Read a train message.
 
     Raises:
         WireError: something is missing, unknown or of another type.
     """
     values = _underscored(_config(content))
-    server_round = values.pop("server_round", None)
+    server_round, purpose = values.pop("server_round", None), values.pop("purpose", None)
     wanted = {field.name for field in fields(TrainConfig)}
     if type(server_round) is not int or values.keys() != wanted:
         odd = sorted(wanted ^ values.keys())
         raise WireError(f"train message: missing or unknown {odd or 'server-round'}")
+    if purpose not in TRAIN_PURPOSES:
+        raise WireError(f"train message: purpose is none of {', '.join(TRAIN_PURPOSES)}")
     _check_types("train message", values, TrainConfig)
-    return decode_adapter(_arrays(content)), TrainConfig(**values), server_round
+    adapter = decode_adapter(_arrays(content))
+    return TrainRequest(adapter, TrainConfig(**values), server_round, purpose)
+
+
+def _check_texts(values: Mapping[str, Any]) -> None:
+    """Text from a region goes into logs and onto pages: one short, printable line, or nothing."""
+    for field in fields(Description):
+        text = values[field.name]
+        if isinstance(text, str) and not (text.isprintable() and len(text) <= _MAX_TEXT):
+            raise WireError(f'description: "{field.name}" is no short line of text')
+    if values["verdict"] not in VERDICTS:
+        raise WireError('description: "verdict" is none that is known')
 
 
 def train_reply(update: Adapter, *, num_examples: int, loss: float, seconds: float) -> RecordDict:
@@ -184,14 +275,43 @@ def _train_metrics(num_examples: int, loss: float, seconds: float) -> MetricReco
     return MetricRecord({NUM_EXAMPLES: num_examples, "loss": loss, "seconds": seconds})
 
 
-def evaluate_request(adapter: ArrayRecord, server_round: int) -> RecordDict:
-    """The evaluate message of one round."""
-    return RecordDict({ARRAYS: adapter, CONFIG: ConfigRecord({"server-round": server_round})})
+def evaluate_request(
+    adapter: ArrayRecord,
+    server_round: int,
+    *,
+    purpose: str = VALIDATION,
+    references: Mapping[int, ArrayRecord] | None = None,
+) -> RecordDict:
+    """The evaluate message; see `EvaluateRequest`."""
+    settings = ConfigRecord({"server-round": server_round, "purpose": purpose})
+    named = {f"{_REFERENCE}{number}": arrays for number, arrays in (references or {}).items()}
+    return RecordDict({ARRAYS: adapter, CONFIG: settings, **named})
 
 
-def read_evaluate_request(content: RecordDict) -> Adapter:
-    """Read an evaluate message: the candidate adapter."""
-    return decode_adapter(_arrays(content))
+def read_evaluate_request(content: RecordDict) -> EvaluateRequest:
+    """Read an evaluate message.
+
+    Raises:
+        WireError: something is missing, unknown or of another type.
+    """
+    values = _underscored(_config(content))
+    if values.keys() != {"server_round", "purpose"} or type(values["server_round"]) is not int:
+        raise WireError("evaluate message: missing or unknown settings")
+    if values["purpose"] not in PURPOSES:
+        raise WireError(f"evaluate message: purpose is none of {', '.join(PURPOSES)}")
+    references = {}
+    for name, record in content.array_records.items():
+        if name != ARRAYS:
+            references[_reference_number(name)] = decode_adapter(record)
+    adapter = decode_adapter(_arrays(content))
+    return EvaluateRequest(adapter, values["server_round"], values["purpose"], references)
+
+
+def _reference_number(name: str) -> int:
+    match = _REFERENCE_NAME.fullmatch(name)
+    if not match:
+        raise WireError("evaluate message: an array record that is no reference")
+    return int(match[1])
 
 
 def evaluate_reply(metrics: Mapping[str, float], *, num_examples: int) -> RecordDict:
@@ -218,6 +338,49 @@ def read_evaluate_reply(content: RecordDict, *, max_examples: int) -> EvaluateRe
         if not 0 <= value <= 1:
             raise WireError(f'metric "{name}" is {value:.3g}, must be in [0, 1]')
     return EvaluateReply(num_examples, means)
+
+
+def comparison_reply(
+    metrics: Mapping[str, float], differences: Mapping[int, Difference], *, num_queries: int
+) -> RecordDict:
+    """A region's answer to an evaluate message with references."""
+    record = MetricRecord({NUM_EXAMPLES: num_queries})
+    for name, value in metrics.items():
+        record[name] = float(value)
+    for number, difference in differences.items():
+        record[f"{_MEAN}{number}"] = float(difference.mean)
+        record[f"{_VARIANCE}{number}"] = float(difference.variance)
+    return RecordDict({METRICS: record})
+
+
+def read_comparison_reply(
+    content: RecordDict, references: Iterable[int], *, max_examples: int
+) -> tuple[EvaluateReply, dict[int, Difference]]:
+    """Check a region's comparison before it counts.
+
+    Args:
+        content: the reply.
+        references: numbers of the references that were sent; each must be answered.
+        max_examples: a larger claim is refused.
+
+    Raises:
+        WireError: the reason, without quoting the reply.
+    """
+    metrics = _metrics(content)
+    num_queries = _count(metrics, max_examples)
+    differences = {}
+    for number in references:
+        mean, variance = (
+            _finite(metrics, f"{_MEAN}{number}"),
+            _finite(metrics, f"{_VARIANCE}{number}"),
+        )
+        if not -1 <= mean <= 1 or not 0 <= variance <= _MAX_VARIANCE:
+            raise WireError(f"difference to {number} is outside what nDCG allows")
+        differences[number] = Difference(num_queries, mean, variance)
+    prefixes = (_MEAN, _VARIANCE)
+    plain = {name: metrics[name] for name in metrics if not name.startswith(prefixes)}
+    reply = RecordDict({METRICS: MetricRecord(plain)})
+    return read_evaluate_reply(reply, max_examples=max_examples), differences
 
 
 def record_bytes(content: RecordDict) -> int:

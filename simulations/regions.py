@@ -5,10 +5,9 @@ the catalog and its photos, then clicks and qrels, last `region.toml`. A folder 
 `region.toml` is unfinished. Every file is written beside its place and renamed.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +16,13 @@ import polars as pl
 
 from shared.durable import replace_file
 from shared.errors import DataError
-from shared.schema import CATALOG_COLUMNS, CLICK_COLUMNS, QREL_COLUMNS, RegionConfig
+from shared.schema import (
+    CATALOG_COLUMNS,
+    CLICK_COLUMNS,
+    QREL_COLUMNS,
+    RegionConfig,
+    render_region_toml,
+)
 from simulations.datasets.source import Query
 from simulations.queries import make_qrels
 
@@ -78,29 +83,6 @@ def write_qrels(folder: Path, queries: Sequence[Query], product_ids: Sequence[st
 def write_region_toml(folder: Path, config: RegionConfig) -> None:
     """Write region.toml, which makes the folder a region."""
     replace_file(folder / "region.toml", render_region_toml(config).encode())
-
-
-def render_region_toml(config: RegionConfig) -> str:
-    """Render a region's configuration as TOML that `load_region_config` reads back equal.
-
-    Args:
-        config: the region's configuration.
-
-    Returns:
-        TOML text: plain keys first, then one table a section; what is None is left out.
-    """
-    values = config.model_dump(mode="json", exclude_none=True)
-    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-    blocks = ["\n".join(_assignments(plain))]
-    blocks += ["\n".join([f"[{name}]", *_assignments(table)]) for name, table in tables.items()]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _assignments(values: dict[str, object]) -> Iterable[str]:
-    # JSON's strings, numbers, booleans and arrays of strings are TOML's too, but for DEL.
-    dumped = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
-    return [f"{key} = {text.replace(chr(127), chr(92) + 'u007f')}" for key, text in dumped.items()]
 
 
 def _catalog(products: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:

@@ -8,7 +8,6 @@ import json
 import resource
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,14 +19,14 @@ import torch
 
 from client.indexing import build_region_index, pull_release
 from client.worker import Worker, forget_workers, get_worker, resident_encoder
-from server.history import History, RoundRecord, by_region
-from server.releases import publish_release, write_release
+from server.candidate import measured_quality, release_best
+from server.history import History, by_region
+from server.releases import publish_release
 from shared.adapter import Adapter
 from shared.config import FederationConfig, default_run_config, parse_run_config
 from shared.durable import canonical_json, replace_file
 from shared.encoders.encoder import Encoder
 from shared.errors import ConfigError, FedshelfError
-from shared.release import ReleaseBase, ReleaseFacts
 from simulations.baselines import (
     Pool,
     baselines_folder,
@@ -250,16 +249,18 @@ def _release(
 ) -> int:
     history, registry = History(run / "headquarters"), run / "headquarters" / "releases"
     with progress.stage("release", "Release"):
-        best = history.best_round()
-        encoder.load_adapter(history.adapter(best))
-        number = _published_number(registry)
+        best, number = history.best_round(), _published_number(registry)
         if number == 0:
             key = run / "headquarters" / "signing.key"
-            with tempfile.TemporaryDirectory() as staging:
-                encoder.save_release_files(Path(staging))
-                facts = _facts(encoder, history.rounds()[best], options)
-                number = write_release(registry, files=Path(staging), facts=facts, signing_key=key)
+            quality = {
+                "data": options.data.partition(":")[0] + ", clicks from a click model",
+                **measured_quality(history),
+            }
+            number = release_best(
+                history, encoder, registry=registry, signing_key=key, parent=None, quality=quality
+            )
             publish_release(registry, number, signing_key=key)
+        encoder.load_adapter(history.adapter(best))
         progress.line(f"release {number}: round {best}, encoder {encoder.digest[:12]}")
     return number
 
@@ -269,35 +270,6 @@ def _published_number(registry: Path) -> int:
     if not (registry / "current.json").is_file():
         return 0
     return max(int(path.name) for path in registry.iterdir() if path.name.isdecimal())
-
-
-def _facts(encoder: Encoder, best: RoundRecord, options: Options) -> ReleaseFacts:
-    text, image = encoder.base.text, encoder.base.image
-    quality = {
-        "data": options.data.partition(":")[0] + ", clicks from a click model",
-        "validation_ndcg@10": [row.get("ndcg@10") for row in best.validation.values()],
-    }
-    return ReleaseFacts(
-        base=ReleaseBase(
-            fingerprint=encoder.base.fingerprint,
-            ids={"text": text.name, "image": image.name},
-            revisions={"text": text.revision, "image": image.revision},
-        ),
-        dims={"vector": encoder.dim},
-        pooling={"text": text.pooling, "image": "head of the timm model"},
-        preprocessing={
-            "max_tokens": text.max_tokens,
-            "image_size": image.size,
-            "image_mean": list(image.mean),
-            "image_std": list(image.std),
-            "image_fit": "pad to a white square",
-        },
-        encoder_digest=encoder.digest,
-        rounds=best.round,
-        strategy="FedAvg",
-        quality=quality,
-        privacy={"differential_privacy": "none"},
-    )
 
 
 def _index(

@@ -1,7 +1,11 @@
 """The ClientApp over real regions: what it answers, what it refuses, and what never leaves."""
 
 import logging
-from collections.abc import Iterable
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -11,13 +15,17 @@ from flwr.common.serde import message_to_proto
 from small_world import federation, run_config
 
 from client.app import app, region_folder
+from client.rpc import WorkerServer
 from client.worker import Worker, get_worker
 from server.app import run_rounds
 from server.history import History
 from shared import wire
 from shared.adapter import schema_hash
+from shared.envelope import pack, unpack
 from shared.errors import ConfigError
 from simulations.engine import LocalGrid
+
+ROOT = Path(__file__).parents[2]
 
 
 def context(run: Path, node: int = 0, **node_config: str) -> Context:
@@ -140,6 +148,90 @@ def test_an_adapter_of_another_base_is_refused_and_harms_nothing(run: Path) -> N
     request = wire.evaluate_request(wire.encode_adapter(other), 1)
     assert ask(request, "evaluate", run).error.reason == "WireError"
     assert get_worker(run / "regions" / "north").evaluate(adapter) == before
+
+
+# -- a deployed node: forward, and be worth nothing ------------------------------------------------
+
+
+@pytest.fixture
+def socket(workers: list[Worker]) -> Iterator[Path]:
+    """The region north behind a worker's socket; its path must be short."""
+    folder = Path(tempfile.mkdtemp(prefix="worker-"))
+    server = WorkerServer(workers[0], folder / "run" / "worker.sock", group=None)
+    server.start()
+    yield folder / "run" / "worker.sock"
+    server.stop()
+    shutil.rmtree(folder)
+
+
+def forwarded(content: RecordDict, kind: str, socket: Path, **knobs: float) -> Message:
+    """Ask as `ask` does, of a node that knows a socket and no run folder."""
+    LocalGrid(app, 2, {})
+    node = Context(1, 2, {"worker-socket": str(socket)}, RecordDict(), run_config("", **knobs))
+    return app(Message(content, dst_node_id=2, message_type=kind), node)
+
+
+def test_a_forwarded_message_is_answered_as_in_process(run: Path, socket: Path) -> None:
+    reply = forwarded(wire.describe_request(), wire.DESCRIBE, socket)
+    assert reply.content == ask(wire.describe_request(), wire.DESCRIBE, run).content
+
+    adapter, config = History(run / "headquarters").adapter(0), federation(run).train_config(1)
+    request = wire.train_request(wire.encode_adapter(adapter), config, 1)
+    replies = [forwarded(request, "train", socket), ask(request, "train", run)]
+    there, here = (
+        wire.read_train_reply(reply.content, adapter, max_examples=10**6, max_norm=100)
+        for reply in replies
+    )
+    assert all((there.update[name] == here.update[name]).all() for name in adapter)
+
+
+def test_a_workers_error_travels_as_its_kind_only(socket: Path, workers: list[Worker]) -> None:
+    def broken(done: int, total: int) -> None:
+        raise ZeroDivisionError("red boots")
+
+    workers[0].on_step = broken
+    assert forwarded(RecordDict(), "train", socket).error.reason == "WireError"
+    adapter = wire.encode_adapter(workers[0].encoder.adapter())
+    request = wire.train_request(adapter, federation("").train_config(1), 1)
+    assert forwarded(request, "train", socket).error.reason == "ZeroDivisionError"
+
+
+def test_a_worker_that_is_not_there(tmp_path: Path) -> None:
+    reply = forwarded(
+        wire.describe_request(), wire.DESCRIBE, tmp_path / "none", round_timeout_s=0.2
+    )
+    assert reply.error.reason == "WorkerUnreachable"
+
+
+FORWARDER = """
+import sys
+from pathlib import Path
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from client.app import app
+from shared.envelope import pack, unpack
+TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+kind, request, socket = sys.argv[1:]
+content = unpack(Path(request).read_bytes(), max_bytes=2**28)
+node = Context(1, 2, {"worker-socket": socket}, RecordDict(), {})
+reply = app(Message(content, dst_node_id=2, message_type=kind), node)
+heavy = {"torch", "transformers", "timm", "polars", "client.worker", "shared.wire"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+Path(request).write_bytes(pack(reply.content))
+"""
+
+
+def test_the_forwarders_process_imports_nothing_heavy(
+    run: Path, socket: Path, tmp_path: Path
+) -> None:
+    # Flower starts one for every message.
+    adapter, config = History(run / "headquarters").adapter(0), federation(run).train_config(1)
+    request = wire.train_request(wire.encode_adapter(adapter), config, 1)
+    (tmp_path / "message").write_bytes(pack(request))
+    command = [sys.executable, "-c", FORWARDER, "train", tmp_path / "message", socket]
+    subprocess.run(command, cwd=ROOT, check=True)
+    reply = unpack((tmp_path / "message").read_bytes(), max_bytes=2**28)
+    assert wire.read_train_reply(reply, adapter, max_examples=10**6, max_norm=100).num_examples > 0
 
 
 # -- privacy ---------------------------------------------------------------------------------------

@@ -282,3 +282,56 @@ def test_the_card_says_what_the_release_is(release: Path, key: Path) -> None:
         "ndcg@10: 0.7",
     ):
         assert words in card
+
+
+# -- rotation of the signing key -------------------------------------------------------------------
+
+
+@pytest.fixture
+def new_key(tmp_path: Path) -> Path:
+    generate_signing_key(tmp_path / "new.pem")
+    return tmp_path / "new.pem"
+
+
+def test_during_a_rotation_either_key_is_believed(
+    release: Path, files: Path, key: Path, new_key: Path
+) -> None:
+    registry = release.parent
+    publish_release(registry, 1, signing_key=key, now=NOW)
+    number = write_release(
+        registry, files=files, facts=facts(), signing_key=new_key, former_key=key
+    )
+    current = publish_release(registry, number, signing_key=new_key, former_key=key, now=NOW)
+    assert (current.release, current.sequence) == (2, 2)
+    for either in (key, new_key):
+        public = public_key_hex(either)
+        assert read_release(registry / "2", public_key_hex=public).number == 2
+        assert read_current(registry, public_key_hex=public, now=NOW) == current
+
+
+def test_an_older_release_is_signed_anew_when_it_is_published(
+    release: Path, key: Path, new_key: Path
+) -> None:
+    with pytest.raises(ReleaseError, match="no signature"):
+        publish_release(release.parent, 1, signing_key=new_key)
+    publish_release(release.parent, 1, signing_key=new_key, former_key=key)
+    assert read_release(release, public_key_hex=public_key_hex(new_key)).number == 1
+
+
+def test_a_rotation_is_over_when_the_former_key_is_gone(
+    release: Path, key: Path, new_key: Path
+) -> None:
+    publish_release(release.parent, 1, signing_key=new_key, former_key=key, now=NOW)
+    key.unlink()
+    publish_release(release.parent, 1, signing_key=new_key, former_key=key, now=NOW)
+    assert (
+        read_current(release.parent, public_key_hex=public_key_hex(new_key), now=NOW).sequence == 2
+    )
+
+
+def test_a_damaged_release_is_not_signed_anew(release: Path, key: Path, new_key: Path) -> None:
+    (release / "fusion.safetensors").write_bytes(b"damaged")
+    before = (release / "MANIFEST.sig").read_bytes()
+    with pytest.raises(ReleaseError):
+        publish_release(release.parent, 1, signing_key=new_key, former_key=key)
+    assert (release / "MANIFEST.sig").read_bytes() == before

@@ -9,8 +9,9 @@ import torch
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from server.handshake import Meeting, failure_kind
 from server.history import RoundRecord
-from server.strategy import CheckedFedAvg, failure_kind
+from server.strategy import CheckedFedAvg
 from shared import wire
 from shared.adapter import Adapter, add
 from shared.config import parse_run_config
@@ -46,7 +47,7 @@ def _client_app(regions: Sequence[Region]) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         region = regions[int(context.node_config["partition-id"])]
-        return Message(region(wire.read_train_request(message.content)[0]), reply_to=message)
+        return Message(region(wire.read_train_request(message.content).adapter), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -87,7 +88,7 @@ def run(
     grid = Grid(list(regions.values()), tamper)
     cohort = dict(zip(grid.get_node_ids(), regions, strict=True))
     config = parse_run_config({key.replace("_", "-"): value for key, value in knobs.items()})
-    strategy = CheckedFedAvg(config, cohort, offset=offset, on_round=keep)
+    strategy = CheckedFedAvg(config, meet=lambda _: Meeting(cohort), offset=offset, on_round=keep)
     strategy.start(
         grid,
         wire.encode_adapter(SENT),
@@ -361,14 +362,15 @@ def test_every_region_is_sent_the_adapter_the_round_and_its_learning_rate() -> N
     config = parse_run_config({"num-rounds": 2, "learning-rate": 0.4, "final-learning-rate": 0.1})
     grid = Recorder([good("east"), good("north")])
     cohort = dict(zip(grid.get_node_ids(), NAMES, strict=False))
-    strategy = CheckedFedAvg(config, cohort, offset=1, on_round=lambda *_: None)
+    meeting = Meeting(cohort)
+    strategy = CheckedFedAvg(config, meet=lambda _: meeting, offset=1, on_round=lambda *_: None)
     strategy.start(grid, wire.encode_adapter(SENT), num_rounds=1)
     trained = [request for request in requests if "learning-rate" in request["config"]]
     assert len(trained) == 2
     for request in trained:
-        adapter, settings, server_round = wire.read_train_request(request)
-        assert equal(adapter, SENT)
-        assert (settings.learning_rate, server_round) == (pytest.approx(0.1), 2)
+        asked = wire.read_train_request(request)
+        assert equal(asked.adapter, SENT)
+        assert (asked.config.learning_rate, asked.server_round) == (pytest.approx(0.1), 2)
 
 
 def _asked(reply: Message) -> Message:

@@ -47,7 +47,7 @@ def test_the_variable_is_read_only_where_nothing_is_given(monkeypatch: pytest.Mo
 
 
 def test_an_unknown_key_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match='unknown key "rounds"; known: run-dir, num-rounds'):
+    with pytest.raises(ConfigError, match='unknown key "rounds"; known: run-dir, task, num-rounds'):
         parse_run_config({"rounds": 3})
 
 

@@ -77,12 +77,18 @@ def test_what_was_decoded_may_be_written_to(sent: Adapter) -> None:
 def test_the_three_messages_come_back_as_they_went(sent: Adapter, update: Adapter) -> None:
     arrays = wire.encode_adapter(sent)
     config = parse_run_config({"seed": 3}).train_config(2)
-    adapter, read_config, server_round = wire.read_train_request(
-        wire.train_request(arrays, config, 2)
+    training = wire.read_train_request(wire.train_request(arrays, config, 2, purpose=wire.LOCAL))
+    assert same(training.adapter, sent)
+    assert (training.config, training.server_round, training.purpose) == (config, 2, "local")
+    asked = wire.read_evaluate_request(wire.evaluate_request(arrays, 2))
+    assert same(asked.adapter, sent)
+    assert (asked.server_round, asked.purpose, asked.references) == (2, "validation", {})
+    references = {0: arrays, 12: wire.encode_adapter(update)}
+    compared = wire.read_evaluate_request(
+        wire.evaluate_request(arrays, 2, purpose=wire.GATE, references=references)
     )
-    assert same(adapter, sent)
-    assert (read_config, server_round) == (config, 2)
-    assert same(wire.read_evaluate_request(wire.evaluate_request(arrays, 2)), sent)
+    assert compared.purpose == "gate"
+    assert same(compared.references[0], sent) and same(compared.references[12], update)
     assert wire.read_description(wire.describe_reply(DESCRIPTION)) == DESCRIPTION
 
 
@@ -276,7 +282,14 @@ DESCRIPTION = wire.Description(
     num_validation_queries=3,
     code_version="0.1.0",
     device="cpu",
-    release=0,
+    release=2,
+    num_gate_queries=4,
+    verdict="declined",
+    verdict_release=3,
+    verdict_reason="canary 2 not found",
+    in_matrix=True,
+    shares_local=False,
+    named=True,
 )
 
 
@@ -303,6 +316,79 @@ def test_a_malformed_description_is_refused(key: str, value: Any, kind: str) -> 
     name = key.replace("-", "_")
     with pytest.raises(WireError, match=f'"{name}" is missing or not of type {kind}'):
         wire.read_description(description(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("verdict", "perhaps"),
+        ("verdict-reason", "one line\nand another"),
+        ("verdict-reason", "x" * 301),
+        ("code-version", "\x1b[31m"),
+    ],
+)
+def test_text_that_could_spoil_a_log_or_a_page_is_refused(key: str, value: str) -> None:
+    with pytest.raises(WireError, match=f'description: "{key.replace("-", "_")}"') as caught:
+        wire.read_description(description(**{key: value}))
+    assert value not in str(caught.value)
+
+
+def comparison(**changes: Any) -> RecordDict:
+    found = {0: wire.Difference(5, 0.1, 0.02), 7: wire.Difference(5, -0.2, 0.0)}
+    content = wire.comparison_reply({"ndcg@10": 0.5}, found, num_queries=5)
+    values = {**content.metric_records["metrics"], **changes}
+    return RecordDict(
+        {"metrics": MetricRecord({name: v for name, v in values.items() if v is not None})}
+    )
+
+
+def test_a_comparison_comes_back_as_it_went() -> None:
+    reply, differences = wire.read_comparison_reply(comparison(), [0, 7], max_examples=10)
+    assert reply == wire.EvaluateReply(5, {"ndcg@10": 0.5})
+    assert differences == {0: wire.Difference(5, 0.1, 0.02), 7: wire.Difference(5, -0.2, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"difference-7": None}, '"difference-7" is missing'),
+        ({"variance-0": math.nan}, '"variance-0" is missing or not a finite number'),
+        ({"variance-0": -0.1}, "difference to 0 is outside"),
+        ({"difference-7": 1.5}, "difference to 7 is outside"),
+        ({"num-examples": -1}, "num-examples is missing or not a count"),
+        ({"ndcg@10": 2.0}, 'metric "ndcg@10" is 2'),
+        ({"red boots": 0.5}, "a metric has a name that is none"),
+    ],
+)
+def test_a_malformed_comparison_is_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(WireError, match=reason):
+        wire.read_comparison_reply(comparison(**changes), [0, 7], max_examples=10)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"purpose": "theft"}, "purpose is none of validation, gate, matrix"),
+        ({"purpose": None}, "missing or unknown settings"),
+        ({"server-round": "1"}, "missing or unknown settings"),
+        ({"path": "/etc/passwd"}, "missing or unknown settings"),
+    ],
+)
+def test_a_malformed_evaluate_message_is_refused(
+    sent: Adapter, change: dict[str, Any], reason: str
+) -> None:
+    content = wire.evaluate_request(wire.encode_adapter(sent), 1)
+    values = {**content.config_records["config"], **change}
+    content["config"] = ConfigRecord({name: v for name, v in values.items() if v is not None})
+    with pytest.raises(WireError, match=reason):
+        wire.read_evaluate_request(content)
+
+
+def test_an_array_record_that_is_no_reference_is_refused(sent: Adapter) -> None:
+    content = wire.evaluate_request(wire.encode_adapter(sent), 1)
+    content["reference-../1"] = wire.encode_adapter(sent)
+    with pytest.raises(WireError, match="an array record that is no reference"):
+        wire.read_evaluate_request(content)
 
 
 def test_a_newer_region_is_understood_well_enough_to_be_refused() -> None:
@@ -337,7 +423,7 @@ def test_a_malformed_train_message_is_refused(
     [
         (wire.read_train_request, "config"),
         (wire.read_description, "config"),
-        (wire.read_evaluate_request, "array"),
+        (wire.read_evaluate_request, "config"),
     ],
 )
 def test_an_empty_message_is_refused(

@@ -13,10 +13,10 @@ from shared.schema import (
     DataConfig,
     RegionConfig,
     load_region_config,
+    render_region_toml,
 )
 from simulations.datasets.source import Query
 from simulations.regions import (
-    render_region_toml,
     rows_of,
     write_catalog,
     write_clicks,

@@ -1,0 +1,248 @@
+"""Carry a training through Flower: start the run, follow it, release what the gate accepts.
+
+Flower's control API is asked on loopback only. The rounds themselves are in the training's folder,
+so a run that failed, or was killed with everything around it, is followed by another run that goes
+on after the last complete round.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from server.candidate import measured_quality, release_best
+from server.control import Control, stage_app
+from server.headquarters import Headquarters
+from server.history import RoundRecord
+from server.releases import publish_release
+from server.training import (
+    RunConfig,
+    Training,
+    abandon,
+    gate_references,
+    read_adapter,
+    release_numbers,
+    start_training,
+    trainings,
+)
+from shared.adapter import save_adapter
+from shared.audit import AuditLog
+from shared.durable import canonical_json, replace_file
+from shared.encoders.encoder import Encoder, load_encoder
+from shared.errors import FederationError
+from shared.release import CurrentRelease, read_release
+
+POLL_S = 1.0
+
+
+def base_encoder(hq: Headquarters) -> Encoder:
+    """Headquarters' own encoder, on the CPU: it only packs adapters into releases."""
+    return load_encoder(hq.base, device="cpu", expected=hq.fingerprint)
+
+
+def new_training(hq: Headquarters, run_config: RunConfig, *, seed: int) -> Training:
+    """Make the next training, from the release in use or from the base.
+
+    Args:
+        hq: headquarters.
+        run_config: knobs that differ from the defaults.
+        seed: of the federation.
+
+    Raises:
+        FederationError: the former training is not over.
+    """
+    encoder = base_encoder(hq)
+    encoder.reset(seed=seed)
+    base = encoder.adapter()
+    parent, references = gate_references(
+        hq.releases, hq.adapters, public_key_hex=hq.release_key, base=base
+    )
+    initial = base if parent is None else read_adapter(hq.adapters, parent)
+    return start_training(
+        hq.trainings,
+        initial=initial,
+        base_fingerprint=hq.fingerprint,
+        references=references,
+        parent=parent,
+        run_config={**run_config, "seed": seed},
+    )
+
+
+def new_matrix(hq: Headquarters, run_config: RunConfig, *, seed: int) -> Training:
+    """Make a training folder whose task is the cross-site table of all releases.
+
+    A table is not resumed, so one that was cut off is given up.
+    """
+    former = trainings(hq.matrices)
+    if former and not former[-1].over:
+        abandon(former[-1], "cut off, and asked for anew")
+    encoder = base_encoder(hq)
+    encoder.reset(seed=seed)
+    numbers = [int(path.stem) for path in hq.adapters.glob("*.safetensors")]
+    return start_training(
+        hq.matrices,
+        initial=encoder.adapter(),
+        base_fingerprint=hq.fingerprint,
+        references={number: read_adapter(hq.adapters, number) for number in sorted(numbers)},
+        parent=None,
+        run_config={**run_config, "seed": seed, "task": "matrix"},
+    )
+
+
+def latest(hq: Headquarters) -> Training:
+    """The newest training.
+
+    Raises:
+        FederationError: there is none.
+    """
+    found = trainings(hq.trainings)
+    if not found:
+        raise FederationError(f'{hq.trainings}: empty; start with "fedshelf server train"')
+    return found[-1]
+
+
+def follow(
+    hq: Headquarters, control: Control, training: Training, *, on_line: Callable[[str], None]
+) -> None:
+    """Run a training, or what is left of it, and wait until it is over.
+
+    Args:
+        hq: headquarters, with its processes up.
+        control: Flower's control API.
+        training: what to run.
+        on_line: told of every round, rejection and decision, one line each.
+
+    Raises:
+        FederationError: the run failed; complete rounds are kept.
+    """
+    run_id = _run_of(training, control) or _start(hq, control, training)
+    on_line(f"training {training.number}: Flower run {run_id}")
+    told = 0
+    while True:
+        status = control.run_status(run_id)
+        records = training.history.rounds()
+        for line in _lines(records[told:]):
+            on_line(line)
+        told = len(records)
+        if status.finished:
+            break
+        time.sleep(POLL_S)
+    if not training.complete:
+        ending = f"{status.sub_status} {status.details}".rstrip()
+        raise FederationError(
+            f"training {training.number}: Flower run {run_id} ended as {ending}; "
+            f'{hq.logs}/superexec.log says why; go on with "fedshelf server train --resume"'
+        )
+
+
+def release(hq: Headquarters, training: Training) -> int | None:
+    """Turn a complete training into a signed release, if the gate accepted it.
+
+    After a kill at any instant it can be called again, and makes no second release.
+
+    Returns:
+        The release's number, also if it was made before; None if the gate declined.
+    """
+    gate = training.history.gate()
+    if gate is None or not gate["decision"]["accepted"]:
+        return None
+    if training.release is not None:
+        return training.release
+    encoder = base_encoder(hq)
+    encoder.load_adapter(training.history.adapter(training.history.best_round()))
+    number = _written(hq, training, encoder.digest) or release_best(
+        training.history,
+        encoder,
+        registry=hq.releases,
+        signing_key=hq.signing_key,
+        former_key=hq.former_signing_key,
+        parent=training.config["parent"],
+        quality={"training": training.number, **measured_quality(training.history)},
+    )
+    save_adapter(hq.adapters / f"{number}.safetensors", encoder.adapter(), {})
+    AuditLog(hq.audit).append(
+        "release.written",
+        release=number,
+        training=training.number,
+        encoder_digest=encoder.digest,
+        round=gate["round"],
+    )
+    training.released(number)  # last: until then all of this is done again
+    return number
+
+
+def put_into_use(hq: Headquarters, number: int, *, event: str) -> CurrentRelease:
+    """Sign the statement that a release is the one in use.
+
+    Args:
+        hq: headquarters, with its signing key in place.
+        number: of the release.
+        event: how the audit log calls it: "release.promoted" or "release.rolled_back".
+    """
+    current = publish_release(
+        hq.releases, number, signing_key=hq.signing_key, former_key=hq.former_signing_key
+    )
+    AuditLog(hq.audit).append(event, release=number, sequence=current.sequence)
+    return current
+
+
+def _written(hq: Headquarters, training: Training, digest: str) -> int | None:
+    """The release of this training, if one was signed before `release` was cut off.
+
+    It can only be the newest, since no other training starts before this one is over.
+    """
+    for number in release_numbers(hq.releases)[-1:]:
+        manifest = read_release(hq.releases / str(number), public_key_hex=hq.release_key)
+        if (manifest.quality.get("training"), manifest.encoder_digest) == (training.number, digest):
+            return number
+    return None
+
+
+def _start(hq: Headquarters, control: Control, training: Training) -> int:
+    app = stage_app(hq.flower / "app")
+    run_config = {**training.config["run_config"], "run-dir": str(training.folder.resolve())}
+    run_id = control.start_run(app, run_config)
+    replace_file(training.folder / "run.json", canonical_json({"run_id": run_id}))
+    AuditLog(hq.audit).append("training.started", training=training.number, run_id=run_id)
+    return run_id
+
+
+def _run_of(training: Training, control: Control) -> int | None:
+    """The Flower run that is still at work on a training, if one is."""
+    path: Path = training.folder / "run.json"
+    if not path.is_file():
+        return None
+    run_id = int(json.loads(path.read_text("utf-8"))["run_id"])
+    return None if control.run_status(run_id).finished else run_id
+
+
+def _lines(records: list[RoundRecord]) -> Iterator[str]:
+    for record in records:
+        yield round_line(record)
+        for entry in record.rejected:
+            yield f"  {entry['region']}: {entry['reason']}"
+
+
+def round_line(record: RoundRecord) -> str:
+    """One round in one line."""
+    loss = "" if record.loss is None else f"loss {record.loss:.4f}, "
+    return (
+        f"round {record.round}: {loss}validation nDCG@10 {record.mean('ndcg@10'):.4f}, "
+        f"{len(record.validation)} of {len(record.cohort)} regions, {record.seconds:.1f} s"
+    )
+
+
+def gate_lines(gate: dict[str, Any]) -> Iterator[str]:
+    """What the gate found, one line a check."""
+    decision = gate["decision"]
+    yield f"gate: round {gate['round']} is {'accepted' if decision['accepted'] else 'declined'}"
+    for check in decision["checks"]:
+        verdict = "passed" if check["passed"] else "failed"
+        yield (
+            f"  against release {check['reference']}, {check['scope']}: {check['mean']:+.4f}, "
+            f"lower bound {check['lower']:+.4f}, {check['num_queries']} queries, "
+            f"{verdict if check['counted'] else 'not counted'}"
+        )
+    for reason in decision["reasons"]:
+        yield f"  {reason}"

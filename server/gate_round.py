@@ -1,0 +1,125 @@
+"""After the last round: let the regions compare the best adapter with what it would replace.
+
+They use their gate clicks, which neither training nor the choice of the round has seen; the figures
+and the decision go into `gate.json`, and from there into the release's manifest.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from server.gate import GateRule, decide, to_json
+from server.handshake import Meeting
+from server.history import History
+from server.replies import sort_replies
+from shared import wire
+from shared.adapter import Adapter
+from shared.config import FederationConfig
+
+log = logging.getLogger("fedshelf.server")
+
+Differences = dict[int, dict[str, wire.Difference]]  # by reference, by region
+
+
+def ask_gate(
+    grid: Grid,
+    config: FederationConfig,
+    history: History,
+    *,
+    meet: Callable[[Grid], Meeting],
+) -> None:
+    """Ask the regions about the best round, unless it has been done, and keep the decision.
+
+    Args:
+        grid: Flower's way to the regions.
+        config: holds the gate's rule.
+        history: holds the candidate and its references; the decision is written there.
+        meet: the handshake.
+    """
+    if history.gate() is not None:
+        return
+    best, references = history.best_round(), history.references()
+    differences, metrics, rejected = compare_in_regions(
+        grid, config, meet(grid), history.adapter(best), references, purpose=wire.GATE
+    )
+    decision = decide(differences, gate_rule(config))
+    log.info(
+        "gate: round %d is %s%s",
+        best,
+        "accepted" if decision.accepted else "declined",
+        "".join(f"; {reason}" for reason in decision.reasons),
+    )
+    history.keep(
+        "gate.json",
+        {
+            "round": best,
+            "candidate": metrics,
+            "differences": {
+                str(number): {region: asdict(found) for region, found in regions.items()}
+                for number, regions in differences.items()
+            },
+            "rejected": rejected,
+            "decision": to_json(decision),
+        },
+    )
+
+
+def gate_rule(config: FederationConfig) -> GateRule:
+    """The rule that the run config states."""
+    return GateRule(
+        tolerance=config.gate_tolerance,
+        confidence=config.gate_confidence,
+        min_queries=config.gate_min_queries,
+    )
+
+
+def compare_in_regions(
+    grid: Grid,
+    config: FederationConfig,
+    meeting: Meeting,
+    candidate: Adapter,
+    references: Mapping[int, Adapter],
+    *,
+    purpose: str,
+) -> tuple[Differences, dict[str, dict[str, float]], list[dict[str, str]]]:
+    """Send one candidate and its references to regions, and check what comes back.
+
+    Args:
+        grid: Flower's way to the regions.
+        config: bounds on counts, and the timeout.
+        meeting: who is asked.
+        candidate: the adapter in question.
+        references: what it is compared with, by number.
+        purpose: `wire.GATE` or `wire.MATRIX`.
+
+    Returns:
+        Differences by reference and region, the candidate's metrics by region, and region and
+        reason of every reply that did not count.
+    """
+    request = wire.evaluate_request(
+        wire.encode_adapter(candidate),
+        0,
+        purpose=purpose,
+        references={number: wire.encode_adapter(found) for number, found in references.items()},
+    )
+    messages = [Message(request, node, MessageType.EVALUATE) for node in sorted(meeting.cohort)]
+    passed, rejected = sort_replies(
+        grid.send_and_receive(messages, timeout=config.round_timeout_s),
+        meeting.cohort,
+        lambda content: wire.read_comparison_reply(
+            content, references, max_examples=config.max_examples
+        ),
+        where=purpose,
+        timeout_s=config.round_timeout_s,
+    )
+    answers: dict[str, Any] = {region: passed[region][1] for region in sorted(passed)}
+    differences = {
+        number: {region: found[number] for region, (_, found) in answers.items()}
+        for number in references
+    }
+    metrics = {region: dict(reply.metrics) for region, (reply, _) in answers.items()}
+    return differences, metrics, [*meeting.refused, *rejected]

@@ -1,0 +1,254 @@
+"""A whole federation as real processes on this machine, typed as its people would type it.
+
+Headquarters and three regions, each with its own folder, talk over TLS on loopback: enrol, check,
+train, gate, publish, search in every region, train again, roll back. The same data are federated by
+`fedshelf simulate` first, and both must end with the same adapter. Every process is stopped at the
+end, whatever happens.
+
+    python -m simulations.deploy_demo OUT [--preset tiny]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from shared.errors import FederationError, FedshelfError
+from shared.schema import WorkerConfig, load_region_config
+from simulations.regions import write_region_toml
+
+QUERY = "red leather ankle boots"
+_BROUGHT = ("catalog.parquet", "clicks.parquet", "images")  # all that a region brings
+_WAIT_S = 600.0
+_THREADS = 1  # several regions share this machine; and results are bit-equal only for one number
+_ROUNDS = (2, 1)  # of the two trainings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the demonstration; exit 1 with one line where something is not as it should be."""
+    parser = argparse.ArgumentParser(prog="deploy-demo", description=__doc__)
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--preset", default="starter", help="of the base")
+    parser.add_argument("--regions", type=int, default=3, help="how many")
+    given = parser.parse_args(arguments)
+    try:
+        with ExitStack() as stack:
+            _Demo(given.out.resolve(), stack).run(preset=given.preset, regions=given.regions)
+    except FedshelfError as error:
+        sys.exit(f"error: {error}")
+
+
+class _Demo:
+    """The journey, one method a chapter.
+
+    Args:
+        out: everything is written under it.
+        stack: ends every process that was started.
+    """
+
+    def __init__(self, out: Path, stack: ExitStack) -> None:
+        self._out, self._stack = out, stack
+        self._hq, self._regions = out / "headquarters", out / "regions"
+
+    def run(self, *, preset: str, regions: int) -> None:
+        if self._out.exists():
+            raise FederationError(f"{self._out}: is there already; remove it or name another")
+        started = time.monotonic()
+        expected = self._simulate(preset, regions)
+        self._open_headquarters()
+        names = sorted(path.name for path in (self._out / "simulated" / "regions").iterdir())
+        for name in names:
+            self._enrol(name)
+        for name in names:
+            self._start("region", "up", self._regions / name, ready="is up")
+        self._wait("all regions online", lambda: len(self._online()) == len(names))
+        self._train(1, names)
+        self._require_same_adapter(expected)
+        for name in names:
+            _fedshelf("search", "--region", self._regions / name, QUERY, "--k", "3")
+        self._train(2, names)
+        self._roll_back(names)
+        self._show()
+        _say(f"done in {time.monotonic() - started:.0f} s")
+
+    def _simulate(self, preset: str, regions: int) -> str:
+        """Make the data, and the adapter that the deployed federation must end with."""
+        _say("The same federation, simulated: it makes the data and says what must come out")
+        run = self._out / "simulated"
+        options = ["--regions", regions, "--rounds", _ROUNDS[0], "--preset", preset]
+        _fedshelf("simulate", *options, "--threads", _THREADS, "--out", run, quiet=True)
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        return str(result["release"]["encoder_digest"])
+
+    def _open_headquarters(self) -> None:
+        _say("Headquarters")
+        public, superlink = _free_ports(2)
+        _fedshelf(
+            *("server", "init", self._hq, "--address", f"localhost:{public}"),
+            *("--superlink-port", superlink, "--base", self._out / "simulated" / "base"),
+        )
+        self._start("server", "up", "--dir", self._hq, ready="headquarters is up")
+
+    def _enrol(self, name: str) -> None:
+        """What headquarters and the region's operator do together, once."""
+        _say(f"Region {name}")
+        folder, invitation = self._regions / name, self._out / f"{name}.enrolment.json"
+        source = self._out / "simulated" / "regions" / name
+        folder.mkdir(parents=True)
+        for brought in _BROUGHT:
+            if (source / brought).is_dir():
+                shutil.copytree(source / brought, folder / brought)
+            else:
+                shutil.copy(source / brought, folder)
+        _fedshelf("server", "invite", name, "--dir", self._hq, "--out", invitation)
+        _fedshelf("region", "enroll", invitation, "--region", folder)
+        key = folder / "enrolment" / "node.pub"
+        _fedshelf("server", "admit", name, key, "--dir", self._hq)
+        _adjust(folder)
+        _fedshelf("region", "check", folder)
+
+    def _train(self, number: int, names: Sequence[str]) -> None:
+        _say(f"Training {number}: rounds, gate, release, publication")
+        rounds = _ROUNDS[number - 1]
+        asked = ("--rounds", rounds, "--set", f"min-regions={len(names)}", "--promote")
+        _fedshelf("server", "train", "--dir", self._hq, *asked)
+        self._wait_for_release(number, names)
+
+    def _wait_for_release(self, number: int, names: Sequence[str]) -> None:
+        start = time.monotonic()
+        self._wait(
+            f"release {number} answers in every region",
+            lambda: all(self._in_use(name) == number for name in names),
+        )
+        _say(f"every region has switched {time.monotonic() - start:.1f} s after promotion")
+
+    def _roll_back(self, names: Sequence[str]) -> None:
+        _say("Roll back")
+        _fedshelf("server", "rollback", 1, "--dir", self._hq)
+        self._wait_for_release(1, names)
+        _fedshelf("search", "--region", self._regions / names[0], QUERY, "--k", "3")
+
+    def _require_same_adapter(self, expected: str) -> None:
+        manifest = json.loads((self._hq / "public/releases/1/MANIFEST.json").read_text("utf-8"))
+        found = manifest["encoder_digest"]
+        if found != expected:
+            raise FederationError(
+                f"deployed release 1 is encoder {found[:12]}, the simulation ended with"
+                f" {expected[:12]}; they must be equal"
+            )
+        _say(f"release 1 is encoder {found[:12]}, as in the simulation")
+
+    def _show(self) -> None:
+        from server.dashboard_facts import snapshot
+        from server.dashboard_page import render_page
+        from server.headquarters import open_headquarters
+
+        _say("How it looks from headquarters")
+        _fedshelf("server", "status", "--dir", self._hq)
+        _fedshelf("server", "releases", "--dir", self._hq)
+        for folder in (self._hq, *sorted(self._regions.iterdir())):
+            _fedshelf("audit", "verify", folder if folder == self._hq else folder / "state")
+        page = self._out / "dashboard.html"
+        page.write_text(render_page(snapshot(open_headquarters(self._hq))), encoding="utf-8")
+        _say(f"the dashboard as it is now: {page}")
+        _say(f'the living one: "fedshelf server dashboard --dir {self._hq}"')
+
+    def _online(self) -> list[str]:
+        found = json.loads(_output("server", "status", "--dir", self._hq, "--json"))
+        return [row["region"] for row in found["regions"] if row["online"]]
+
+    def _in_use(self, name: str) -> int:
+        path = self._regions / name / "state" / "current"
+        return int(json.loads(path.read_text("utf-8"))["release"]) if path.is_file() else 0
+
+    def _start(self, *command: object, ready: str) -> None:
+        """Start a command that keeps running, and wait until it says a word."""
+        _say("$ fedshelf " + " ".join(map(str, command)) + " &", blank=False)
+        log = self._out / "-".join(str(part) for part in command[:2])
+        log = log.with_name(f"{log.name}-{Path(str(command[-1])).name}.log")
+        process = self._stack.enter_context(_running(_command(command), log))
+
+        def says_so() -> bool:
+            text = log.read_text(encoding="utf-8")
+            if process.poll() is not None:
+                raise FederationError(f"{' '.join(map(str, command[:2]))} ended; {log} says why")
+            return ready in text
+
+        self._wait(f"{command[0]} {command[1]}", says_so)
+
+    def _wait(self, what: str, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _WAIT_S
+        while not holds():
+            if time.monotonic() > deadline:
+                raise FederationError(f"{what}: not within {_WAIT_S:.0f} s; see {self._out}/*.log")
+            time.sleep(0.5)
+
+
+def _adjust(folder: Path) -> None:
+    """What an operator would set by hand: look often, and share this machine's cores."""
+    config = load_region_config(folder)
+    changes: dict[str, Any] = {
+        "worker": WorkerConfig(threads=_THREADS),
+        "publication": config.publication.model_copy(update={"poll_s": 2.0}),
+    }
+    write_region_toml(folder, config.model_copy(update=changes))
+
+
+def _command(parts: Sequence[object]) -> list[str]:
+    return [sys.executable, "-m", "fedshelf", *(str(part) for part in parts)]
+
+
+def _fedshelf(*parts: object, quiet: bool = False) -> None:
+    """Run a command and show it with its output; raise if it fails."""
+    _say("$ fedshelf " + " ".join(map(str, parts)), blank=False)
+    done = subprocess.run(
+        _command(parts), stdout=subprocess.DEVNULL if quiet else None, check=False
+    )
+    if done.returncode != 0:
+        raise FederationError(f"fedshelf {parts[0]} {parts[1]} failed, see above")
+
+
+def _output(*parts: object) -> str:
+    done = subprocess.run(_command(parts), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise FederationError(f"fedshelf {parts[0]} {parts[1]}: {done.stderr.strip()}")
+    return done.stdout
+
+
+@contextmanager
+def _running(command: Sequence[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that is asked to end as Ctrl-C would, and must."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=dict(os.environ)
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
+
+
+def _free_ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(closing(socket.socket())) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _say(line: str, *, blank: bool = True) -> None:
+    print(f"\n{line}" if blank else line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
