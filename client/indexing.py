@@ -31,9 +31,9 @@ from shared.errors import FedshelfError, ReleaseError, RetrievalError
 from shared.release import (
     CurrentRelease,
     ReleaseManifest,
-    _read_signed,
     read_current,
     read_release,
+    read_signed,
 )
 from shared.retrieval.index import build_index, search_index
 from shared.retrieval.manifest import (
@@ -414,7 +414,7 @@ def _copy_release(
 def _read_manifest(folder: Path, number: int, config: RegionConfig) -> ReleaseManifest:
     """A manifest whose signature holds, before any of its files is here."""
     path = folder / "MANIFEST.json"
-    raw = _read_signed(path, folder / "MANIFEST.sig", config.base.release_key)
+    raw = read_signed(path, folder / "MANIFEST.sig", config.base.release_key)
     try:
         manifest = ReleaseManifest.from_bytes(raw)
         _require_names(manifest.files)

@@ -137,7 +137,7 @@ def read_release(
     Raises:
         ReleaseError: unsigned, signed by another key, damaged, half-written, or another one.
     """
-    raw = _read_signed(folder / "MANIFEST.json", folder / "MANIFEST.sig", public_key_hex)
+    raw = read_signed(folder / "MANIFEST.json", folder / "MANIFEST.sig", public_key_hex)
     try:
         manifest = ReleaseManifest.from_bytes(raw)
     except ValueError as error:
@@ -178,15 +178,24 @@ def read_current(
 def read_current_of_any_age(releases: Path, *, public_key_hex: str) -> CurrentRelease:
     """As `read_current`, but an expired statement will do (to count its sequence on)."""
     path = releases / "current.json"
-    raw = _read_signed(path, releases / "current.json.sig", public_key_hex)
+    raw = read_signed(path, releases / "current.json.sig", public_key_hex)
     try:
         return CurrentRelease.from_bytes(raw)
     except ValueError as error:
         raise ReleaseError(f"{path}: {error}; {_COPY_AGAIN}") from None
 
 
-def _read_signed(path: Path, signatures: Path, public_key_hex: str) -> bytes:
-    """The bytes of a file, once one of its signatures holds for them."""
+def read_signed(path: Path, signatures: Path, public_key_hex: str) -> bytes:
+    """The bytes of a file, once one of its signatures holds for them.
+
+    Args:
+        path: the file.
+        signatures: one signature or more over it, in hex, a line each.
+        public_key_hex: ed25519 public key of the release signer, 64 hex digits.
+
+    Raises:
+        ReleaseError: either is missing, or no signature holds.
+    """
     key = _public_key(public_key_hex)
     for needed in (path, signatures):
         if not needed.is_file():

@@ -60,7 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_table_of_hits_with_its_stamp(folder: Path) -> None:
-    result = runner.invoke(app, ["--region", str(folder), "red boots"])
+    result = runner.invoke(app, ["search", "--region", str(folder), "red boots"])
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     first = next(line for line in lines if "red boots" in line)
@@ -70,7 +70,7 @@ def test_a_table_of_hits_with_its_stamp(folder: Path) -> None:
 
 
 def test_json_says_the_same(folder: Path) -> None:
-    result = runner.invoke(app, ["--region", str(folder), "red boots", "--k", "2", "--json"])
+    result = runner.invoke(app, ["search", "--region", str(folder), "red boots", "--k", "2", "--json"])
     answer = json.loads(result.stdout)
     assert {
         key: answer[key] for key in ("region", "release", "encoder_digest", "catalog_changed")
@@ -89,20 +89,20 @@ def test_a_photo_and_a_photo_with_words(folder: Path) -> None:
         path = folder / f"{photo}.jpg"
         path.touch()
         arguments = ["--region", str(folder), *words, "--image", str(path), "--json"]
-        assert json.loads(runner.invoke(app, arguments).stdout)["hits"][0]["product_id"] == best
+        assert json.loads(runner.invoke(app, ["search", *arguments]).stdout)["hits"][0]["product_id"] == best
 
 
 def test_an_index_of_an_older_catalog_says_so(folder: Path) -> None:
     catalog = pl.read_parquet(folder / "catalog.parquet")
     catalog.filter(pl.col("product_id") != "a").write_parquet(folder / "catalog.parquet")
-    result = runner.invoke(app, ["--region", str(folder), "red boots"])
+    result = runner.invoke(app, ["search", "--region", str(folder), "red boots"])
     assert "The catalog has changed" in result.stdout
     assert "red boots" not in result.stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["  "], ["red", "--k", "0"], ["red", "--colour"]])
 def test_wrong_usage_is_exit_code_2(folder: Path, arguments: list[str]) -> None:
-    assert runner.invoke(app, ["--region", str(folder), *arguments]).exit_code == 2
+    assert runner.invoke(app, ["search", "--region", str(folder), *arguments]).exit_code == 2
 
 
 def test_what_a_person_can_mend_is_a_named_error(folder: Path, tmp_path: Path) -> None:
@@ -111,14 +111,14 @@ def test_what_a_person_can_mend_is_a_named_error(folder: Path, tmp_path: Path) -
         (["--region", str(folder), "--image", "none.jpg"], RetrievalError, "none.jpg: not found"),
     )
     for arguments, kind, message in cases:
-        error = runner.invoke(app, arguments).exception
+        error = runner.invoke(app, ["search", *arguments]).exception
         assert isinstance(error, kind)
         assert message in str(error)
 
 
 def test_another_encoder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BagOfWords, "digest", "f" * 64)
-    error = runner.invoke(app, ["--region", str(folder), "red"]).exception
+    error = runner.invoke(app, ["search", "--region", str(folder), "red"]).exception
     assert isinstance(error, RetrievalError)
     assert "made by encoder eeeeeeeeeeee" in str(error)
 
