@@ -1,21 +1,31 @@
-# make demo   a fresh clone federates four synthetic store regions and writes the report
-# make test   what CI runs: style, types, tests
+# make demo          a fresh clone federates four synthetic store regions and writes the report
+# make deploy-demo   headquarters and three regions as real processes with TLS, start to finish
+# make test          style, types, tests
+# make test-e2e      real processes, users, namespaces and a browser; CI runs both
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Exactly one FAISS: the GPU build where a GPU answers.
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo test test-slow constraints clean
+.PHONY: demo deploy-demo test test-e2e test-slow constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/fedshelf simulate --out runs/demo
+
+deploy-demo: $(VENV)/installed
+	rm -rf runs/deploy-demo
+	$(BIN)/python -m simulations.deploy_demo runs/deploy-demo
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -m "not slow and not e2e"
+
+# As root it tests more: other users, namespaces, full disks. Needs nginx and chromium.
+test-e2e: $(VENV)/installed
+	$(BIN)/pytest -q -m e2e --durations=10
 
 # make test-slow FASHION=DIR ICECAT=DIR: real data, half an hour
 test-slow: $(VENV)/installed

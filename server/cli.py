@@ -27,6 +27,13 @@ _Region = Annotated[str, typer.Argument(help="Name of the region.")]
 _Number = Annotated[int, typer.Argument(min=1, help="Number of the release.")]
 _Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 _HERE = Path()
+_FIXED = {  # keys of the run config that are not for --set, and why
+    "run-dir": "headquarters chooses it",
+    "task": 'headquarters chooses it; "fedshelf server matrix" is the other one',
+    "num-rounds": "use --rounds",
+    "seed": "use --seed",
+    "gate": "a release without a gate is not for shoppers; gate-tolerance can be raised",
+}
 _NO_KNOBS = ("run-dir", "task", "gate", "num-rounds", "seed")  # an option says it, or nobody may
 
 
@@ -416,6 +423,8 @@ def _knobs(given: list[str]) -> dict[str, str | int | float | bool]:
         key, equals, text = pair.partition("=")
         if not equals or key not in defaults:
             raise ConfigError(f"--set {pair}: expected KEY=VALUE with one of {', '.join(defaults)}")
+        if key in _FIXED:
+            raise ConfigError(f"--set {pair}: {_FIXED[key]}")
         knobs[key] = _as_type(key, text, type(defaults[key]))
     parse_run_config(knobs)
     return knobs

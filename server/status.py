@@ -188,7 +188,8 @@ def _said(hq: Headquarters) -> dict[str, dict[str, Any]]:
     """What each region said last, over all trainings; newer ones win."""
     said: dict[str, dict[str, Any]] = {}
     for training in trainings(hq.trainings):
-        said |= training.history.regions()
+        for region, row in training.history.regions().items():
+            said[region] = {**said.get(region, {}), **row}
     return said
 
 

@@ -16,9 +16,13 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 import server.app
+from server import conduct
 from server.control import NodeRecord, RunStatus
+from server.headquarters import init_headquarters
+from server.training import Training
 from shared import wire
 from shared.adapter import Adapter, schema_hash
+from shared.audit import read_audit
 from shared.errors import FederationError
 from simulations.engine import LocalGrid
 
@@ -232,3 +236,52 @@ def run_server_app(grid: Grid, run_config: Mapping[str, Any]) -> None:
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config)
     )
     server.app.app(grid=grid, context=context)
+
+
+def worse(region: SmallRegion) -> Reply:
+    """A gate's reply that finds the candidate far below every reference."""
+
+    def reply(sound: RecordDict) -> RecordDict:
+        references = region.asked[-1].request.references
+        found = dict.fromkeys(references, wire.Difference(QUERIES, -0.3, VARIANCE))
+        return wire.comparison_reply({"ndcg@10": 0.2}, found, num_queries=QUERIES)
+
+    return reply
+
+
+class SmallFederation:
+    """A headquarters on the tiny base with two small regions, and the control of its runs.
+
+    Args:
+        folder: where headquarters shall be.
+        base: the tiny base.
+    """
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.hq = init_headquarters(folder, name="Small", address="hq.example:8443", base=base)
+        encoder = conduct.base_encoder(self.hq)
+        encoder.reset(seed=7)
+        origin = encoder.adapter()
+        self.regions = [
+            SmallRegion(name, origin, base=self.hq.fingerprint) for name in ("east", "north")
+        ]
+        self.control = InProcessControl(lambda run_config: SmallGrid(self.regions))
+
+    def train(self, *, rounds: int = 2, lines: Callable[[str], None] = len) -> Training:
+        """Make the next training and follow its run to the end."""
+        training = conduct.new_training(
+            self.hq, {"num-rounds": rounds, "region-wait-s": 0}, seed=7
+        )
+        conduct.follow(self.hq, self.control, training, on_line=lines)  # type: ignore[arg-type]
+        return training
+
+    def release(self) -> int:
+        """Train, release and put into use."""
+        number = conduct.release(self.hq, self.train())
+        assert number is not None
+        conduct.put_into_use(self.hq, number, event="release.promoted")
+        return number
+
+    def events(self) -> list[str]:
+        """Of the audit log, oldest first."""
+        return [entry.event for entry in read_audit(self.hq.audit)]

@@ -64,7 +64,7 @@ def test_the_candidate_is_compared_with_every_reference_in_every_region(tmp_path
     run_app(tmp_path, grid)
     for region in grid.regions:
         (request,) = (one.request for one in region.asked if one.purpose == wire.GATE)
-        assert same(request.adapter, steps(2))
+        assert same(request.adapter, history.adapter(2))
         assert request.references.keys() == {3, 12}
         assert all(same(request.references[number], references[number]) for number in references)
     gate = history.gate()
@@ -82,13 +82,13 @@ def test_the_candidate_is_compared_with_every_reference_in_every_region(tmp_path
 
 
 def test_the_candidate_is_the_best_round_not_the_last(tmp_path: Path) -> None:
-    grid = three(measure=lambda steps: 0.5 + 0.1 * (steps == 1))
+    grid = three(measure=lambda steps: 0.5 + 0.1 * (round(steps) == 1))
     history = start(tmp_path)
     run_app(tmp_path, grid)
     gate = history.gate()
     assert gate is not None
     assert gate["round"] == 1
-    assert same(grid.regions[0].asked[-1].request.adapter, steps(1))
+    assert same(grid.regions[0].asked[-1].request.adapter, history.adapter(1))
 
 
 def test_without_references_the_base_is_the_reference(tmp_path: Path) -> None:
