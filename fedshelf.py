@@ -46,6 +46,11 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         _fail(str(error), 1)
+    except OSError as error:  # a full disk, or a folder that may not be written
+        if "--debug" in sys.argv:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or type(error).__name__}; mend that and try again", 1)
 
 
 def _fail(message: str, code: int) -> None:

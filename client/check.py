@@ -4,35 +4,37 @@ It opens and computes with the very functions that later work on the region, on 
 whole would take long, and only says what came of it. It writes nothing into the region: what has to
 be computed lies in a temporary folder. A check that fails stops only those that need what it found.
 
-No row holds a query, a product's content or a product id (where columns have slipped, a click log's
-product id is a query), so a table can be handed on to whoever helps.
+No row holds a query, a product's content or a product id, so a table can be handed on to whoever
+helps.
 """
 
-import hashlib
 import json
 import re
 import resource
 import shutil
 import stat
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPSConnection
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from socket import gaierror
-from ssl import SSLCertVerificationError, SSLContext, SSLError, create_default_context
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from cryptography.x509 import load_der_x509_certificate
 from numpy.typing import NDArray
 
-from shared.durable import sha256_file
-from shared.errors import BaseError, ConfigError, FederationError, FedshelfError
+from client.estimate import (
+    Estimate,
+    disk_finding,
+    folder_bytes,
+    measure,
+    memory_bytes,
+    memory_finding,
+    run_defaults,
+    time_finding,
+)
+from client.finding import Finding, Verdict, byte_size, counted
+from client.visit import clock_finding, connection_finding, visit
+from shared.errors import BaseError, ConfigError, FedshelfError
 from shared.schema import CATALOG_REQUIRED, CLICK_REQUIRED, QREL_REQUIRED, load_region_config
 
 if TYPE_CHECKING:  # torch and polars take seconds to import
@@ -41,39 +43,13 @@ if TYPE_CHECKING:  # torch and polars take seconds to import
 
     from client.clicks import Examples, ValidationSet
     from client.region import Region
-    from client.training import TrainingData
-    from shared.config import TrainConfig
-    from shared.encoders.encoder import Encoder, ProductPrefixes
-    from shared.schema import HeadquartersConfig, RegionConfig
+    from shared.encoders.encoder import Encoder
+    from shared.schema import RegionConfig
 
-Verdict = Literal["ok", "warn", "fail"]
 T = TypeVar("T")
 
-# Flower dates every request of a node and refuses one that is older than TIMESTAMP_TOLERANCE +
-# SYSTEM_TIME_TOLERANCE, or younger than minus the latter (flwr.common.constant).
-MAX_BEHIND_S, MAX_AHEAD_S = 305, 5
-_WARN_BEHIND_S, _WARN_AHEAD_S = 60, 2
-_RENEWAL = timedelta(days=30)
-TIMEOUT_S = 10.0  # for the connection, the handshake and each read
-_MAX_ANSWER_BYTES = 64 * 1024
-_MEASURED_STEPS = 3
-_LENGTH_BATCH = 16  # a cache is made in batches of equal length; so small, a sample's nearly are
-_ACTIVATION_COPIES = 4  # rule of thumb: what the suffix and its gradient keep beside its input
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _PROBLEM = re.compile(r".*? row \d+: (?P<reason>.*)")
-_FOUND_COLUMNS = re.compile(r"(no column [^;]*) among: .*; ")
-_QUOTED_ID = re.compile(r"""( product_id) ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
-_TLS_FAULTS = {  # OpenSSL's numbers of what is wrong with a certificate
-    9: "its certificate is not valid yet; compare the clocks of both machines",
-    10: "its certificate, or its authority's, has expired; headquarters must renew it",
-    62: "its certificate is for another name; set headquarters.address to the name in it",
-    64: "its certificate is for another address; set headquarters.address to the name in it",
-    **dict.fromkeys(
-        (2, 7, 18, 19, 20, 21),
-        "its certificate is of another authority than headquarters.ca; enrol again, or ask"
-        " whether somebody stands between",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -91,80 +67,6 @@ class CheckRow:
     verdict: Verdict
     found: str
     advice: str
-
-
-class Finding(NamedTuple):
-    """What a check found: a `CheckRow` without its question."""
-
-    verdict: Verdict
-    found: str
-    advice: str = ""
-
-
-@dataclass(frozen=True)
-class Work:
-    """Items of one kind whose activations are to be kept.
-
-    Attributes:
-        items: all of them.
-        missing: those that are not kept yet.
-        new_rows: that will be written for them; a product without a photo has a row too.
-        bytes_each: of one row on disk.
-        seconds_each: to compute one item.
-    """
-
-    items: int
-    missing: int
-    new_rows: int
-    bytes_each: float
-    seconds_each: float
-
-    @property
-    def missing_bytes(self) -> float:
-        """What the kept file will take beyond what is there."""
-        return self.new_rows * self.bytes_each
-
-    @property
-    def seconds(self) -> float:
-        """How long computing what is missing will take."""
-        return self.missing * self.seconds_each
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What taking part costs, scaled up from a sample.
-
-    Attributes:
-        texts: product texts.
-        queries: queries of the click log.
-        photos: product photos.
-        index_bytes: of one index on disk.
-        release_bytes: of one release on disk.
-        matrix_bytes: of all product vectors in memory.
-        batch_bytes: of one batch's activations in memory.
-        index_s: to index the catalog, activations being kept.
-        round_s: of training in one round, activations being kept; None without examples.
-    """
-
-    texts: Work
-    queries: Work
-    photos: Work
-    index_bytes: float
-    release_bytes: float
-    matrix_bytes: float
-    batch_bytes: float
-    index_s: float
-    round_s: float | None
-
-    @property
-    def cache_bytes(self) -> float:
-        """Activations that are not kept yet."""
-        return sum(work.missing_bytes for work in (self.texts, self.queries, self.photos))
-
-    @property
-    def disk_bytes(self) -> float:
-        """All that will be written; indexes and releases stand beside their successors."""
-        return self.cache_bytes + 2 * self.index_bytes + 2 * self.release_bytes
 
 
 @dataclass
@@ -251,7 +153,7 @@ def _row(what: str, check: Callable[[_Facts], Finding], facts: _Facts) -> CheckR
     except _NotCheckedError as needed:
         finding = Finding("warn", f"not checked; it needs what the row {needed} did not find")
     except FedshelfError as error:
-        found, _, advice = _without_contents(str(error)).rpartition("; ")
+        found, _, advice = str(error).rpartition("; ")
         finding = Finding("fail", found or advice, advice if found else "")
     except OSError as error:  # permissions, above all
         reason = error.strerror or type(error).__name__
@@ -313,8 +215,8 @@ def _catalog(facts: _Facts) -> Finding:
     texts, photos = np.array([bool(text) for text in region.texts]), _has_photo(region)
     duplicates = sum(_reason(line).startswith("duplicate") for line in problems)
     found = (
-        f"{_count(region.catalog.height, 'product')}, {_problems(problems, CATALOG_REQUIRED)};"
-        f" {_count(duplicates, 'duplicate')}, {(~texts).sum():,} without text,"
+        f"{counted(region.catalog.height, 'product')}, {_problems(problems, CATALOG_REQUIRED)};"
+        f" {counted(duplicates, 'duplicate')}, {(~texts).sum():,} without text,"
         f" {(~photos).sum():,} without photo, {(~texts & ~photos).sum():,} without both"
     )
     if problems:
@@ -327,7 +229,7 @@ def _catalog(facts: _Facts) -> Finding:
 def _photos(facts: _Facts) -> Finding:
     region = _needed(facts.region, "catalog")
     unread = [line for line in region.problems if _reason(line).startswith("image:")]
-    found = f"{_has_photo(region).sum():,} of {_count(region.catalog.height, 'product')}"
+    found = f"{_has_photo(region).sum():,} of {counted(region.catalog.height, 'product')}"
     if unread:
         advice = f"put them into {region.config.data.images} as JPEG, PNG, WebP, GIF or BMP"
         return Finding("warn", f"{found}; {len(unread):,} unreadable{_first(unread)}", advice)
@@ -343,9 +245,10 @@ def _clicks(facts: _Facts) -> Finding:
     problems = region.problems[known:]
     unknown = sum(_reason(line).startswith("unknown") for line in problems)
     found = (
-        f"{_count(clicks['request_id'].n_unique(), 'request')},"
-        f" {_count(clicks.height, 'impression')}, {_count(int(clicks['clicked'].sum()), 'click')},"
-        f" {_problems(problems, CLICK_REQUIRED)}; {_count(unknown, 'impression')} of products that"
+        f"{counted(clicks['request_id'].n_unique(), 'request')},"
+        f" {counted(clicks.height, 'impression')},"
+        f" {counted(int(clicks['clicked'].sum()), 'click')},"
+        f" {_problems(problems, CLICK_REQUIRED)}; {counted(unknown, 'impression')} of products that"
         " the catalog lacks"
     )
     if problems:
@@ -360,7 +263,7 @@ def _judgments(facts: _Facts) -> Finding:
     known = len(region.problems)
     qrels = read_qrels(region)
     problems = region.problems[known:]
-    found = f"{_count(qrels.height, 'judgment')}, {_problems(problems, QREL_REQUIRED)}"
+    found = f"{counted(qrels.height, 'judgment')}, {_problems(problems, QREL_REQUIRED)}"
     if problems:
         return Finding("warn", found, f"correct these rows in {region.config.data.qrels}")
     return Finding("ok", found)
@@ -376,9 +279,9 @@ def _splits(facts: _Facts) -> Finding:
     validation, gate = (make_validation_set(part, ids) for part in (parts.validation, parts.gate))
     facts.splits = examples, validation, gate
     found = (
-        f"{_count(len(examples.weight), 'training example')},"
-        f" {_count(len(validation.queries), 'validation query', 'validation queries')},"
-        f" {_count(len(gate.queries), 'gate query', 'gate queries')}"
+        f"{counted(len(examples.weight), 'training example')},"
+        f" {counted(len(validation.queries), 'validation query', 'validation queries')},"
+        f" {counted(len(gate.queries), 'gate query', 'gate queries')}"
     )
     needed = region.config.publication.min_queries
     if len(examples.weight) == 0:
@@ -410,7 +313,7 @@ def _device(facts: _Facts) -> Finding:
         return Finding("fail", f'"{config.device}": no GPU answers', advice)
     threads = config.worker.threads or torch.get_num_threads()
     name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else _count(threads, "thread")
+        torch.cuda.get_device_name(device) if device.type == "cuda" else counted(threads, "thread")
     )
     facts.device = device.type
     return Finding("ok", f'"{config.device}": {device.type}, {name}')
@@ -428,12 +331,11 @@ def _base(facts: _Facts) -> Finding:
         kind = type(error).__name__
         raise BaseError(f"{folder}: verified, but does not load ({kind}); update it") from None
     facts.encoder, adapter = encoder, encoder.adapter()
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     numbers = sum(tensor.numel() for tensor in adapter.values())
     found = (
         f"{encoder.base.fingerprint[:12]} verified: {encoder.base.preset},"
-        f" {encoder.dim:,} dimensions, {_bytes(size)}; adapter of {numbers:,} numbers,"
-        f" schema {schema_hash(adapter)[:12]}"
+        f" {encoder.dim:,} dimensions, {byte_size(folder_bytes(folder))};"
+        f" adapter of {numbers:,} numbers, schema {schema_hash(adapter)[:12]}"
     )
     return Finding("ok", found)
 
@@ -453,7 +355,7 @@ def _release(facts: _Facts) -> Finding:
     index = open_current_index(state, expected_digest=digest).manifest
     found = (
         f"release {pointer.release} in use, verified, with an index of"
-        f" {_count(index.num_products, 'product')}"
+        f" {counted(index.num_products, 'product')}"
     )
     if facts.region is not None and index.catalog_digest != facts.region.catalog_digest:
         return Finding("warn", f"{found}; the catalog has changed since", "build the index again")
@@ -479,339 +381,22 @@ def _believed(facts: _Facts, state: Path, found: str) -> Finding:
 
 def _disk(facts: _Facts) -> Finding:
     region, encoder = _needed(facts.region, "catalog"), _needed(facts.encoder, "base")
-    with _threads(region.config.worker.threads):
-        facts.estimate = measure(region, encoder, facts.splits, facts.sample)
+    facts.estimate = measure(region, encoder, facts.splits, facts.sample)
     place = next(path for path in (region.state, *region.state.parents) if path.exists())
     return disk_finding(facts.estimate, free_bytes=shutil.disk_usage(place).free)
 
 
-def disk_finding(estimate: Estimate, *, free_bytes: int) -> Finding:
-    """Hold what will be written against what is free.
-
-    Args:
-        estimate: from a sample.
-        free_bytes: where the region's state lies.
-
-    Returns:
-        A failure where there is too little.
-    """
-    need = estimate.disk_bytes
-    found = (
-        f"{_bytes(free_bytes)} free; about {_bytes(need)} needed: kept activations"
-        f" {_bytes(estimate.cache_bytes)}, two indexes {_bytes(2 * estimate.index_bytes)},"
-        f" two releases {_bytes(2 * estimate.release_bytes)}"
-    )
-    if need > free_bytes:
-        return Finding("fail", found, f"make {_bytes(need - free_bytes)} more room, or move state")
-    return Finding("ok", found)
-
-
 def _memory(facts: _Facts) -> Finding:
-    estimate = _needed(facts.estimate, "disk")
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    try:
-        available = _kilobytes("/proc/meminfo", "MemAvailable")
-        mine = _kilobytes("/proc/self/status", "VmRSS")
-    except (OSError, ValueError):
+    estimate, available = _needed(facts.estimate, "disk"), memory_bytes()
+    if available is None:
         return Finding("warn", "this system does not say how much memory is available")
-    return memory_finding(estimate, peak_bytes=peak_bytes, available_bytes=available + mine)
-
-
-def memory_finding(estimate: Estimate, *, peak_bytes: int, available_bytes: int) -> Finding:
-    """Hold what the worker will need against what is available.
-
-    Args:
-        estimate: from a sample.
-        peak_bytes: most memory this process has used; it held the same data and encoder.
-        available_bytes: once this process is gone.
-
-    Returns:
-        A failure where there is too little.
-    """
-    need = peak_bytes + 2 * estimate.matrix_bytes + estimate.batch_bytes
-    found = (
-        f"{_bytes(available_bytes)} available; about {_bytes(need)} needed: this check's own peak"
-        f" with data and encoder {_bytes(peak_bytes)}, all product vectors twice"
-        f" {_bytes(2 * estimate.matrix_bytes)}, a batch {_bytes(estimate.batch_bytes)}"
-    )
-    if need > available_bytes:
-        return Finding("fail", found, "end other programs, or use a machine with more memory")
-    return Finding("ok", found)
-
-
-def _kilobytes(path: str, name: str) -> int:
-    """One line of a table of the kernel, in bytes."""
-    for line in Path(path).read_text(encoding="ascii").splitlines():
-        key, _, value = line.partition(":")
-        if key == name:
-            return int(value.split()[0]) * 1024
-    raise ValueError(name)
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return memory_finding(estimate, peak_bytes=peak_bytes, available_bytes=available)
 
 
 def _time(facts: _Facts) -> Finding:
-    return time_finding(_needed(facts.estimate, "disk"), round_timeout_s=_defaults()[1])
-
-
-def time_finding(estimate: Estimate, *, round_timeout_s: float) -> Finding:
-    """Say how long everything will take.
-
-    Args:
-        estimate: from a sample.
-        round_timeout_s: after which headquarters goes on without this region.
-
-    Returns:
-        A warning where the first round, which keeps activations before it trains, would be late.
-    """
-    kinds = {"texts": estimate.texts, "queries": estimate.queries, "photos": estimate.photos}
-    parts = [f"{name} {_cost(work)}" for name, work in kinds.items()]
-    one_round = "no examples" if estimate.round_s is None else _minutes(estimate.round_s)
-    found = (
-        f"about, for activations: {', '.join(parts)}; for training a round: {one_round};"
-        f" for indexing: {_minutes(estimate.index_s)}"
-    )
-    first = sum(work.seconds for work in kinds.values()) + (estimate.round_s or 0.0)
-    if first > round_timeout_s:
-        advice = (
-            f"the first round would take {_minutes(first)}, and headquarters waits"
-            f" {_minutes(round_timeout_s)} by default; use a GPU, or agree on a longer wait"
-        )
-        return Finding("warn", found, advice)
-    return Finding("ok", found)
-
-
-def _cost(work: Work) -> str:
-    if work.items and not work.missing:
-        return "none, kept already"
-    return _minutes(work.seconds) if work.items else "none"
-
-
-def _defaults() -> "tuple[TrainConfig, float]":
-    """How a round is trained and awaited unless headquarters says otherwise."""
-    from shared.config import default_run_config, parse_run_config
-
-    config = parse_run_config(default_run_config())
-    return config.train_config(1), config.round_timeout_s
-
-
-@contextmanager
-def _threads(wanted: int) -> Iterator[None]:
-    """As many threads as the worker will use; 0 leaves the choice to torch."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(wanted or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def measure(
-    region: "Region",
-    encoder: "Encoder",
-    splits: "tuple[Examples, ValidationSet, ValidationSet] | None",
-    sample: int,
-) -> Estimate:
-    """Compute a sample in a temporary folder, and scale up.
-
-    Args:
-        region: the opened region.
-        encoder: of its base; its adapter is a fresh one afterwards.
-        splits: training examples, validation and gate queries; None where the clicks are unsound.
-        sample: how many products, photos and queries to compute at most.
-
-    Returns:
-        What the region as a whole will cost, what it keeps already left out.
-    """
-    queries = [part.queries for part in splits] if splits else []
-    with tempfile.TemporaryDirectory(prefix="fedshelf-check-") as name:
-        beside = Path(name)
-        text_work = _text_work(region, encoder, beside, [region.texts], sample)
-        query_work = _text_work(region, encoder, beside, queries, sample)
-        photo_work = _photo_work(region, encoder, beside, sample)
-        data = _sample_data(region, encoder, beside, queries[0] if queries else [], sample)
-        index_bytes, index_s = _measure_index(region, encoder, data.products, beside)
-        release_bytes = _measure_release(encoder, beside)
-        num_examples = len(splits[0].weight) if splits else 0
-        round_s = _round_seconds(encoder, data, num_examples) if num_examples else None
-    return Estimate(
-        texts=text_work,
-        queries=query_work,
-        photos=photo_work,
-        index_bytes=index_bytes,
-        release_bytes=release_bytes,
-        matrix_bytes=region.catalog.height * encoder.dim * np.float32().itemsize,
-        batch_bytes=_batch_bytes(text_work.bytes_each + photo_work.bytes_each),
-        index_s=index_s,
-        round_s=round_s,
-    )
-
-
-def _text_work(
-    region: "Region", encoder: "Encoder", beside: Path, lists: list[list[str]], sample: int
-) -> Work:
-    """Each list is kept in a folder of its own, as a whole or not at all."""
-    from shared.encoders.prefix_cache import text_prefixes
-
-    every = [text for texts in lists for text in texts]
-    some = [every[row] for row in _spread(len(every), sample)]
-    kept = text_prefixes(beside, encoder.text, encoder.base.fingerprint, some)
-    missing = sum(
-        len(texts) for texts in lists if not _is_kept(_text_folder(region, encoder, texts))
-    )
-    return Work(
-        items=len(every),
-        missing=missing,
-        new_rows=missing,
-        bytes_each=kept.tokens.nbytes / max(len(some), 1) + kept.offsets.itemsize,
-        seconds_each=_text_seconds(encoder, some, kept.lengths()),
-    )
-
-
-def _photo_work(region: "Region", encoder: "Encoder", beside: Path, sample: int) -> Work:
-    """A catalog's photos are kept in one file with a row for every product."""
-    from shared.encoders.prefix_cache import image_prefixes
-
-    every = [path for path in region.image_paths if path]
-    some = [every[row] for row in _spread(len(every), sample)]
-    kept = image_prefixes(beside, encoder.image, encoder.base.fingerprint, some)
-    missing = not _is_kept(_image_folder(region, encoder))
-    start = time.perf_counter()
-    if some:
-        encoder.image.prefix(some)
-    seconds = time.perf_counter() - start
-    return Work(
-        items=len(every),
-        missing=len(every) * missing,
-        new_rows=region.catalog.height * missing,
-        bytes_each=kept.maps.nbytes / max(len(some), 1),
-        seconds_each=seconds / max(len(some), 1),
-    )
-
-
-def _text_seconds(encoder: "Encoder", texts: list[str], lengths: NDArray[np.int64]) -> float:
-    from shared.encoders.encoder import batches_by_length
-
-    start = time.perf_counter()
-    for rows in batches_by_length(lengths, _LENGTH_BATCH):
-        encoder.text.prefix([texts[row] for row in rows])
-    return (time.perf_counter() - start) / max(len(texts), 1)
-
-
-def _sample_data(
-    region: "Region", encoder: "Encoder", beside: Path, queries: list[str], sample: int
-) -> "TrainingData":
-    """As many products and queries, paired anyhow: how long a step takes is all that is asked."""
-    from client.clicks import Examples
-    from client.training import make_training_data
-    from shared.encoders.encoder import ProductPrefixes
-    from shared.encoders.prefix_cache import image_prefixes, text_prefixes
-
-    fingerprint, rows = encoder.base.fingerprint, _spread(region.catalog.height, sample)
-    texts = [region.texts[row] for row in rows]
-    products = ProductPrefixes(
-        text_prefixes(beside, encoder.text, fingerprint, texts),
-        image_prefixes(
-            beside, encoder.image, fingerprint, [region.image_paths[row] for row in rows]
-        ),
-        np.array([bool(text) for text in texts]),
-    )
-    asked = [queries[row] for row in _spread(len(queries), sample)] or texts
-    config, _ = _defaults()
-    pair = np.arange(min(max(len(asked), len(texts)), config.batch_size), dtype=np.int64)
-    query_index, product_row = pair % len(asked), pair % len(texts)
-    examples = Examples(
-        queries=asked,
-        query_index=query_index,
-        product_row=product_row,
-        weight=np.ones(len(pair), dtype=np.float32),
-        positives=np.sort(query_index * len(texts) + product_row),
-        num_products=len(texts),
-    )
-    kept_queries = text_prefixes(beside, encoder.text, fingerprint, asked)
-    return make_training_data(encoder, examples, kept_queries, products)
-
-
-def _round_seconds(encoder: "Encoder", data: "TrainingData", num_examples: int) -> float:
-    """One round by the defaults, from a few steps after a first one that warms up."""
-    from client.training import train
-
-    defaults, _ = _defaults()
-    size, ends = len(data.examples.weight), list[float]()
-    train(
-        encoder,
-        data,
-        replace(defaults, batch_size=size, local_epochs=1 + _MEASURED_STEPS),
-        seed=[0],
-        on_step=lambda done, steps: ends.append(time.perf_counter()),
-    )
-    encoder.reset(seed=0)
-    return (ends[-1] - ends[0]) / (_MEASURED_STEPS * size) * num_examples * defaults.local_epochs
-
-
-def _measure_index(
-    region: "Region", encoder: "Encoder", products: "ProductPrefixes", beside: Path
-) -> tuple[float, float]:
-    """Bytes and seconds of indexing the whole catalog, from the sample in `products`."""
-    from shared.retrieval.index import build_index
-    from shared.retrieval.manifest import write_index_folder
-
-    num = len(products.has_text)
-    encoder.product_matrix(products)  # the first time warms up
-    start = time.perf_counter()
-    index = build_index(encoder.product_matrix(products))
-    seconds = time.perf_counter() - start
-    ids = region.catalog["product_id"]
-    folder = write_index_folder(
-        beside / "indexes",
-        index,
-        [ids[int(row)] for row in _spread(len(ids), num)],
-        release=0,
-        encoder_digest=encoder.digest,
-        catalog_digest=region.catalog_digest,
-    )
-    scale = len(ids) / num
-    return _folder_bytes(folder) * scale, seconds * scale
-
-
-def _measure_release(encoder: "Encoder", beside: Path) -> float:
-    folder = beside / "release"
-    folder.mkdir()
-    encoder.save_release_files(folder)
-    return _folder_bytes(folder)
-
-
-def _batch_bytes(item_bytes: float) -> float:
-    """Memory of the largest batch, of items that take so much on disk, where they are halved."""
-    from shared.encoders.encoder import BATCH
-
-    return BATCH * 2 * item_bytes * _ACTIVATION_COPIES
-
-
-def _text_folder(region: "Region", encoder: "Encoder", texts: list[str]) -> Path:
-    """Where `prefix_cache.text_prefixes` keeps this list."""
-    content = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-    return _cache_folder(region, encoder, "text", encoder.text.config.adapter_blocks, content)
-
-
-def _image_folder(region: "Region", encoder: "Encoder") -> Path:
-    """Where `prefix_cache.image_prefixes` keeps the catalog's photos."""
-    content = [sha256_file(path) if path else "" for path in region.image_paths]
-    return _cache_folder(region, encoder, "image", encoder.image.config.adapter_blocks, content)
-
-
-def _cache_folder(
-    region: "Region", encoder: "Encoder", kind: str, adapter_blocks: int, content: list[str]
-) -> Path:
-    from shared.encoders import prefix_cache
-
-    key = prefix_cache._key(kind, encoder.base.fingerprint, adapter_blocks, content)
-    return region.state / "prefix_cache" / f"{kind}-{key}"
-
-
-def _is_kept(folder: Path) -> bool:
-    """A folder appears whole; one that was damaged since is made again when it is opened."""
-    return (folder / "DIGESTS.json").is_file()
+    estimate = _needed(facts.estimate, "disk")
+    return time_finding(estimate, round_timeout_s=run_defaults().round_timeout_s)
 
 
 # -- headquarters ----------------------------------------------------------------------------------
@@ -821,91 +406,9 @@ def _connection(facts: _Facts) -> Finding:
     config = _needed(facts.config, "configuration")
     if config.headquarters is None:
         return Finding("ok", "none needed: region.toml names no headquarters")
-    address = config.headquarters.address
-    try:
-        return _visit(facts, config.headquarters)
-    except SSLCertVerificationError as error:
-        fault = _TLS_FAULTS.get(error.verify_code, f"{error.verify_message}; ask headquarters")
-        raise FederationError(f"{address}: {fault}") from None
-    except (OSError, HTTPException) as error:
-        raise FederationError(f"{address}: {_unreachable(error)}") from None
-
-
-def _visit(facts: _Facts, headquarters: "HeadquartersConfig") -> Finding:
-    """One look at headquarters, trusting the region's one authority and no proxy."""
-    host, _, port = headquarters.address.rpartition(":")
-    if not 1 <= int(port) <= 65535:  # the system's resolver would take it modulo 65536
-        raise ConfigError(f"{headquarters.address}: no such port; correct headquarters.address")
-    trust = _trust(facts.folder / headquarters.ca)
-    connection = HTTPSConnection(host, int(port), timeout=TIMEOUT_S, context=trust)
-    with closing(connection):
-        connection.connect()
-        expiry = _expiry(connection)
-        health, facts.clock_offset_s = _get(connection, "/healthz", facts)
-        release, _ = _get(connection, "/releases/current.json", facts)
-    if health != 200:
-        raise FederationError(
-            f"{headquarters.address}: /healthz answers {health}, not 200; ask headquarters whether"
-            " it is running"
-        )
-    published = {200: "a release is published", 404: "no release yet"}
-    found = (
-        f"{headquarters.address} verified by {headquarters.ca}, certificate until"
-        f" {expiry:%Y-%m-%d}; {published.get(release, f'releases answer {release}')}"
-    )
-    if expiry - facts.now() < _RENEWAL:
-        return Finding("warn", found, "headquarters must renew its certificate")
-    if release not in published:
-        return Finding("warn", found, "ask headquarters for its log")
-    return Finding("ok", found)
-
-
-def _trust(ca: Path) -> SSLContext:
-    try:
-        return create_default_context(cafile=ca)
-    except FileNotFoundError:
-        raise ConfigError(f"{ca}: not found; enrol this region") from None
-    except SSLError:
-        raise ConfigError(f"{ca}: not a certificate in PEM; enrol this region again") from None
-
-
-def _expiry(connection: HTTPSConnection) -> datetime:
-    shown = connection.sock.getpeercert(binary_form=True)
-    assert shown is not None, "it was verified"
-    return load_der_x509_certificate(shown).not_valid_after_utc
-
-
-def _get(connection: HTTPSConnection, path: str, facts: _Facts) -> tuple[int, float | None]:
-    """Status of an answer, and by how many seconds this machine's clock is ahead of its date."""
-    start = time.perf_counter()
-    connection.request("GET", path)
-    answer = connection.getresponse()
-    half_way = timedelta(seconds=(time.perf_counter() - start) / 2)
-    date, here = answer.getheader("Date"), facts.now() - half_way
-    answer.read(_MAX_ANSWER_BYTES)
-    connection.close()  # the next request opens it again, also after an answer longer than that
-    try:
-        there = parsedate_to_datetime(date or "") + timedelta(seconds=0.5)  # whole seconds, cut
-        return answer.status, (here - there).total_seconds()
-    except (ValueError, TypeError):  # TypeError: a date without a zone
-        return answer.status, None
-
-
-def _unreachable(error: Exception) -> str:
-    """Why nobody answered, and what to do."""
-    match error:
-        case gaierror():
-            return "no such host; correct headquarters.address"
-        case TimeoutError():
-            return f"no answer within {TIMEOUT_S:g} s; ask whether a firewall stands between"
-        case ConnectionRefusedError():
-            return "connection refused; ask headquarters whether it is running"
-        case SSLError():
-            return "does not speak TLS as expected; correct the port in headquarters.address"
-        case HTTPException():
-            return "does not speak HTTP; correct the port in headquarters.address"
-        case _:
-            return f"{getattr(error, 'strerror', None) or type(error).__name__}; try again"
+    seen = visit(facts.folder, config.headquarters, now=facts.now)
+    facts.clock_offset_s = seen.clock_offset_s
+    return connection_finding(config.headquarters, seen, now=facts.now())
 
 
 def _clock(facts: _Facts) -> Finding:
@@ -915,41 +418,11 @@ def _clock(facts: _Facts) -> Finding:
     return clock_finding(_needed(facts.clock_offset_s, "connection"))
 
 
-def clock_finding(offset_s: float) -> Finding:
-    """Hold this machine's clock against headquarters'.
-
-    Args:
-        offset_s: by how much this machine is ahead, negative where it is behind; right to a second.
-
-    Returns:
-        A failure where Flower would refuse this region as a node.
-    """
-    side = "ahead of" if offset_s > 0 else "behind"
-    found = (
-        f"{_count(round(abs(offset_s)), 'second')} {side} headquarters; a region may be"
-        f" {MAX_AHEAD_S} s ahead and {MAX_BEHIND_S} s behind"
-    )
-    if not -MAX_BEHIND_S < offset_s < MAX_AHEAD_S:
-        return Finding("fail", found, "set the clock by NTP; Flower refuses this region's messages")
-    if not -_WARN_BEHIND_S <= offset_s <= _WARN_AHEAD_S:
-        return Finding("warn", found, "set the clock by NTP before it is further off")
-    return Finding("ok", found)
-
-
 # -- words -----------------------------------------------------------------------------------------
 
 
 def _has_photo(region: "Region") -> NDArray[np.bool_]:
     return np.array([path is not None for path in region.image_paths], dtype=np.bool_)
-
-
-def _spread(total: int, sample: int) -> NDArray[np.int64]:
-    """At most `sample` row numbers, evenly spread over `total` rows."""
-    return np.linspace(0, total, min(sample, total), endpoint=False).astype(np.int64)
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _reason(problem: str) -> str:
@@ -960,46 +433,21 @@ def _reason(problem: str) -> str:
 
 def _problems(problems: Sequence[str], required: Sequence[str]) -> str:
     """How many rows were left out and cells emptied, and the first of these reports."""
-    reasons = [_reason(_without_contents(line)) for line in problems]
+    reasons = [_reason(line) for line in problems]
     # "price: below 0" empties a cell; "duplicate product_id" and "title: missing" lose a row.
     kept = [":" in reason and reason.partition(":")[0] not in required for reason in reasons]
-    left_out = _count(kept.count(False), "row")
-    emptied = _count(kept.count(True), "cell")
+    left_out = counted(kept.count(False), "row")
+    emptied = counted(kept.count(True), "cell")
     return f"{left_out} left out, {emptied} emptied{_first(problems)}"
 
 
 def _first(problems: Sequence[str]) -> str:
-    return f" (first: {_without_contents(problems[0])})" if problems else ""
-
-
-def _without_contents(text: str) -> str:
-    """A message without product ids, and without the columns that were found.
-
-    Where a click log's columns have slipped, a product id is a query; where a CSV lacks its header,
-    a column's name is one.
-    """
-    named = _QUOTED_ID.sub(r"\1", text)
-    return _FOUND_COLUMNS.sub(r"\1; ", named)
+    return f" (first: {problems[0]})" if problems else ""
 
 
 def _line(text: str) -> str:
     """One line, with nothing in it that a terminal obeys."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def _bytes(number: float) -> str:
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if number >= size:
-            return f"{number / size:,.1f} {unit}"
-    return f"{number:,.0f} B"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:,.1f} min" if seconds >= 6 else "under 0.1 min"
 
 
 _CHECKS: dict[str, Callable[[_Facts], Finding]] = {

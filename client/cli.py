@@ -4,6 +4,7 @@ Only typer is imported up here: torch, FAISS and polars take seconds, and `--hel
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,6 +112,7 @@ def up(
     app_user: Annotated[
         str | None, typer.Option(help="Runs what headquarters sends; as root.")
     ] = None,
+    as_json: _Json = False,
 ) -> None:
     """Run worker, SuperNode and forwarder until interrupted."""
     from client.processes import region_processes
@@ -120,11 +122,12 @@ def up(
     folder = _folder(at).resolve()
     config = load_region_config(folder)
     processes = region_processes(folder, config, node_user=node_user, app_user=app_user)
+    echo = _echo(as_json)
     if node_user is None:
-        typer.echo("all processes run as one user: headquarters' code could read this region")
-    supervisor = Supervisor(processes, on_event=typer.echo)
+        echo("all processes run as one user: headquarters' code could read this region")
+    supervisor = Supervisor(processes, on_event=echo)
     supervisor.start()
-    typer.echo(f"region {config.region} is up; Ctrl-C stops it")
+    echo(f"region {config.region} is up; Ctrl-C stops it")
     supervisor.run()
 
 
@@ -134,11 +137,12 @@ def worker(
     group: Annotated[
         str | None, typer.Option(help="Group whose members may reach the socket.")
     ] = None,
+    as_json: _Json = False,
 ) -> None:
     """Run the worker alone: it owns data, encoders, training and the index."""
     from client.resident import run_worker
 
-    run_worker(_folder(at), group=group, on_line=typer.echo)
+    run_worker(_folder(at), group=group, on_line=_echo(as_json))
 
 
 @region.command()
@@ -164,27 +168,32 @@ def releases(at: _Region = _HERE, as_json: _Json = False) -> None:
 
 
 @region.command()
-def accept(number: _Number, at: _Region = _HERE) -> None:
+def accept(number: _Number, at: _Region = _HERE, as_json: _Json = False) -> None:
     """Take a waiting or declined release into use."""
     from client.publication import accept as accept_release
 
-    typer.echo(accept_release(_folder(at), number))
+    _echo(as_json)(accept_release(_folder(at), number))
 
 
 @region.command()
-def pin(number: _Number, at: _Region = _HERE) -> None:
+def pin(number: _Number, at: _Region = _HERE, as_json: _Json = False) -> None:
     """Stay with a release whatever headquarters publishes."""
     from client.publication import pin as pin_release
 
-    typer.echo(pin_release(_folder(at), number))
+    _echo(as_json)(pin_release(_folder(at), number))
 
 
 @region.command()
-def unpin(at: _Region = _HERE) -> None:
+def unpin(at: _Region = _HERE, as_json: _Json = False) -> None:
     """Follow headquarters again."""
     from client.publication import unpin as unpin_release
 
-    typer.echo(unpin_release(_folder(at)))
+    _echo(as_json)(unpin_release(_folder(at)))
+
+
+def _echo(as_json: bool) -> Callable[[str], None]:
+    """Says one line at a time, as text or as one JSON object a line."""
+    return (lambda line: typer.echo(json.dumps({"event": line}))) if as_json else typer.echo
 
 
 def _folder(at: Path) -> Path:

@@ -4,9 +4,9 @@ What answers at that address may be slow, endless or somebody else. So the only 
 is the region's own, bytes and seconds are limited, and nothing comes from the environment or is
 followed elsewhere. What the bytes are worth is for the caller to verify.
 
-httpcore, the transport under httpx, is used by itself: it has no redirects, proxies, cookies or
-decoding to switch off, and it lets the deadline cover every single read, those of the TLS handshake
-and of the response's head included. httpx can only limit the wait for the next byte.
+httpcore has no redirects, proxies, cookies or decoding to switch off, and it lets the deadline
+cover every single read, those of the TLS handshake and of the response's head included. Libraries
+above it only limit the wait for the next byte.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import httpcore
 
-from shared.errors import ConfigError, ReleaseError
+from shared.errors import ConfigError, FedshelfError, ReleaseError
 
 SILENCE_S = 30.0  # longest wait for a connection, or for the next byte
 LIMIT_S = 1800.0  # for everything fetched through one `Download`, however slowly it drips
@@ -46,6 +46,8 @@ class Download:
         ca_file: the certificate authority to believe, PEM; no other is.
         silence_s: longest wait for a connection or for the next byte.
         limit_s: for everything fetched here.
+        error: the kind to raise where a file cannot be had.
+        advice: what to do then; by default what helps where releases are fetched.
 
     Raises:
         ConfigError: not such an address, or not a certificate authority.
@@ -58,14 +60,17 @@ class Download:
         *,
         silence_s: float = SILENCE_S,
         limit_s: float = LIMIT_S,
+        error: type[FedshelfError] = ReleaseError,
+        advice: str | None = None,
     ) -> None:
         match = _ADDRESS.fullmatch(address)
         if match is None or int(match["port"] or 443) > 65535:
             raise ConfigError(f"{address!r} is not of the form https://host:port/folder")
         self.place = address.rstrip("/")
+        self._error, self._advice = error, advice
         self._timeout = dict.fromkeys(("connect", "read", "write", "pool"), silence_s)
         self._pool = httpcore.ConnectionPool(
-            ssl_context=_trust(ca_file),
+            ssl_context=trust_in(ca_file),
             max_connections=1,
             network_backend=_DeadlineBackend(time.monotonic() + limit_s),
         )
@@ -94,20 +99,19 @@ class Download:
             Hex sha256 of its bytes.
 
         Raises:
-            ReleaseError: a name that leads elsewhere, nobody there, somebody else there, no such
-                file, too long or too slow.
+            FedshelfError: of the kind this `Download` was given: a name that leads elsewhere,
+                nobody there, somebody else there, no such file, too long or too slow.
         """
         if not SAFE_NAME.fullmatch(name):
-            raise ReleaseError(f"{name!r} is not a file name that may be fetched; ask headquarters")
+            fault = f"{name!r} is not a file name that may be fetched"
+            raise self._failure(fault, "ask headquarters")
         url = f"{self.place}/{name}"
         try:
             return self._fetch(url, max_bytes, target)
         except _FAILURES as error:
             reason = str(error) or type(error).__name__
-            raise ReleaseError(
-                f"{url}: cannot be fetched ({reason}); look whether headquarters runs and can be"
-                " reached from here"
-            ) from None
+            advice = "look whether headquarters runs and can be reached from here"
+            raise self._failure(f"{url}: cannot be fetched ({reason})", advice) from None
 
     def _fetch(self, url: str, max_bytes: int, target: Path) -> str:
         seen, length = hashlib.sha256(), 0
@@ -117,28 +121,39 @@ class Download:
             target.open("wb") as handle,
         ):
             if response.status != 200:
-                raise ReleaseError(f"{url}: answered {response.status}, expected 200; ask there")
+                fault = f"{url}: answered {response.status}, expected 200"
+                raise self._failure(fault, "ask there")
             for block in response.iter_stream():
                 length += len(block)
                 if length > max_bytes:
-                    raise ReleaseError(
-                        f"{url}: longer than the {max_bytes} bytes left for it; ask headquarters,"
-                        " or raise publication.max_release_bytes"
-                    )
+                    fault = f"{url}: longer than the {max_bytes} bytes left for it"
+                    advice = "ask headquarters, or raise publication.max_release_bytes"
+                    raise self._failure(fault, advice)
                 seen.update(block)
                 handle.write(block)
         return seen.hexdigest()
 
+    def _failure(self, fault: str, advice: str) -> FedshelfError:
+        return self._error(f"{fault}; {self._advice or advice}")
 
-def _trust(ca_file: Path) -> ssl.SSLContext:
-    """Trust in one authority alone: with `cafile`, the system's own are not loaded."""
-    try:
+
+def trust_in(ca_file: Path) -> ssl.SSLContext:
+    """Trust in one authority alone.
+
+    Args:
+        ca_file: its certificate, PEM.
+
+    Raises:
+        ConfigError: no such file, or not a certificate.
+    """
+    try:  # with `cafile`, the system's own authorities are not loaded
         return ssl.create_default_context(cafile=str(ca_file))
     except OSError as error:  # an SSLError is one
         reason = error.strerror or type(error).__name__
+        if isinstance(error, ssl.SSLError):
+            reason = "not a certificate in PEM"
         raise ConfigError(
-            f"{ca_file}: not a certificate authority in PEM ({reason}); enrol again, or correct"
-            " headquarters.ca"
+            f"{ca_file}: {reason}; enrol this region again, or correct headquarters.ca"
         ) from None
 
 

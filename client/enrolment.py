@@ -5,24 +5,26 @@
     enrolment/node.key        this region's private key; made here, never leaves, never overwritten
     enrolment/node.pub        the public half, for headquarters
     base/                     fetched from headquarters, or copied
+    state/                    empty yet
     region.toml               written if there is none
+
+A SuperNode's and a ClientApp's user must reach the worker's socket below this folder and nothing
+else of it. So a folder that is made here can be entered by all and listed by its owner alone, and
+everything made in it is its owner's alone.
 
 The base is large and its sender need not be believed: its fingerprint is in the enrolment file, and
 BASE.json, which that fingerprint is of, lists the sha256 of everything else.
 """
 
-import hashlib
 import json
+import os
 import re
 import shutil
-import ssl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -32,6 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
+from client.download import SAFE_NAME, Download
 from shared.durable import canonical_json, locked, new_folder, replace_file
 from shared.enrolment import (
     MAX_ENROLMENT_BYTES,
@@ -52,14 +55,10 @@ from shared.schema import (
     render_region_toml,
 )
 
-if TYPE_CHECKING:
-    import httpx
-
 MAX_BASE_JSON_BYTES = 2**20
 MAX_BASE_BYTES = 8 * 2**30
 SILENCE_S = 30.0  # longest wait for the next byte
 FETCH_LIMIT_S = 4 * 3600.0  # for the whole base, however slowly its bytes drip
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INSTEAD = "try again, or copy the base from headquarters and pass --base FOLDER"
 
@@ -104,10 +103,12 @@ def enrol(
     """
     enrolment = _read_enrolment(file, now or datetime.now(UTC))
     config = _agreed_config(folder, enrolment)
-    proof = _write_credentials(folder / "enrolment", enrolment)
-    _provide_base(folder, config, enrolment, base)
-    if not (folder / "region.toml").exists():
-        replace_file(folder / "region.toml", render_region_toml(config).encode())
+    with _private(folder):
+        proof = _write_credentials(folder / "enrolment", enrolment)
+        _provide_base(folder, config, enrolment, base)
+        (folder / config.state).mkdir(parents=True, exist_ok=True)
+        if not (folder / "region.toml").exists():
+            replace_file(folder / "region.toml", render_region_toml(config).encode())
     return EnrolledRegion(
         config=config,
         public_key=folder / "enrolment" / "node.pub",
@@ -134,77 +135,43 @@ def fetch_base(
     """
     from shared.encoders.base import read_base  # torch, which asking for a file does not need
 
-    with _connected(address, ca) as download, new_folder(target) as made:
-        left = max_bytes - download.file("BASE.json", made, fingerprint, MAX_BASE_JSON_BYTES)
-        for name, digest in sorted(_listed(made / "BASE.json", address).items()):
-            left -= download.file(name, made, digest, left)
+    place = f"https://{address}/base"
+    with (
+        Download(
+            place,
+            ca,
+            silence_s=SILENCE_S,
+            limit_s=FETCH_LIMIT_S,
+            error=BaseError,
+            advice=_INSTEAD,
+        ) as download,
+        new_folder(target) as made,
+    ):
+        left = max_bytes - _fetch(download, "BASE.json", made, fingerprint, MAX_BASE_JSON_BYTES)
+        for name, digest in sorted(_listed(made / "BASE.json", place).items()):
+            left -= _fetch(download, name, made, digest, left)
         read_base(made, expected=fingerprint)
 
 
-@dataclass(frozen=True)
-class _Download:
-    """An open connection to headquarters' base, with a time by which all must be there."""
-
-    http: "httpx.Client"
-    address: str
-    deadline: float
-
-    def file(self, name: str, folder: Path, digest: str, max_bytes: int) -> int:
-        """Fetch one file into a folder; returns its length once its sha256 is right."""
-        import httpx
-
-        url = f"https://{self.address}/base/{name}"
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        seen, length = hashlib.sha256(), 0
-        try:
-            with self.http.stream("GET", url) as response, path.open("wb") as handle:
-                if response.status_code != httpx.codes.OK:
-                    raise BaseError(f"{url}: answered {response.status_code}, not 200; {_INSTEAD}")
-                for block in response.iter_raw():
-                    length += len(block)
-                    self._require(url, length, max_bytes)
-                    seen.update(block)
-                    handle.write(block)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            raise BaseError(f"{url}: cannot be fetched ({reason}); {_INSTEAD}") from None
-        if seen.hexdigest() != digest:
-            raise BaseError(
-                f"{url}: sha256 {seen.hexdigest()[:12]}, expected {digest[:12]}; {_INSTEAD}"
-            )
-        return length
-
-    def _require(self, url: str, length: int, max_bytes: int) -> None:
-        if length > max_bytes:
-            raise BaseError(f"{url}: more than {max_bytes} bytes, which no base has; {_INSTEAD}")
-        if time.monotonic() > self.deadline:
-            raise BaseError(f"{url}: too slow, given up after {FETCH_LIMIT_S:.0f} s; {_INSTEAD}")
+def _fetch(download: Download, name: str, folder: Path, digest: str, max_bytes: int) -> int:
+    """Fetch one file into a folder; returns its length once its sha256 is right."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = download.fetch(name, max_bytes, path)
+    if found != digest:
+        url = f"{download.place}/{name}"
+        raise BaseError(f"{url}: sha256 {found[:12]}, expected {digest[:12]}; {_INSTEAD}")
+    return path.stat().st_size
 
 
-@contextmanager
-def _connected(address: str, ca: Path) -> Iterator[_Download]:
-    import httpx
-
-    trust = ssl.create_default_context(cafile=ca)  # this authority and no other
-    headers = {"Accept-Encoding": "identity"}  # so that the bytes are the file's
-    # No proxy, key or certificate from the environment, and no redirect: the enrolment file alone
-    # says whom to ask.
-    with httpx.Client(
-        verify=trust, trust_env=False, follow_redirects=False, timeout=SILENCE_S, headers=headers
-    ) as http:
-        yield _Download(http, address, time.monotonic() + FETCH_LIMIT_S)
-
-
-def _listed(path: Path, address: str) -> dict[str, str]:
+def _listed(path: Path, place: str) -> dict[str, str]:
     """The files that BASE.json lists, with their sha256; none may lie outside the base."""
     try:
         files = json.loads(path.read_bytes())["files"]
         _require_names(files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BaseError(
-            f"https://{address}/base/BASE.json: damaged ({error}); headquarters must hand out"
-            " another base"
+            f"{place}/BASE.json: damaged ({error}); headquarters must hand out another base"
         ) from None
     return dict(files)
 
@@ -212,10 +179,24 @@ def _listed(path: Path, address: str) -> dict[str, str]:
 def _require_names(files: dict[str, str]) -> None:
     for name, digest in files.items():
         folders = {str(folder) for folder in PurePosixPath(name).parents}
-        if not _SAFE_NAME.fullmatch(name) or name == "BASE.json" or folders & files.keys():
+        if not SAFE_NAME.fullmatch(name) or name == "BASE.json" or folders & files.keys():
             raise ValueError(f"{name!r} is not a file name a base may hold")
         if not _SHA256.fullmatch(digest):
             raise ValueError(f"{name}: {digest!r} is not a sha256")
+
+
+@contextmanager
+def _private(folder: Path) -> Iterator[None]:
+    """Make a folder that all may enter, if there is none; what is made inside is private."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    before = os.umask(0o077)
+    try:
+        if not folder.exists():
+            folder.mkdir()
+            folder.chmod(0o711)
+        yield
+    finally:
+        os.umask(before)
 
 
 def _read_enrolment(file: Path, now: datetime) -> Enrolment:
@@ -331,4 +312,5 @@ def _provide_base(
             read_base(base, expected=expected)
             with new_folder(target) as made:
                 shutil.copytree(base, made, copy_function=shutil.copyfile, dirs_exist_ok=True)
+                made.chmod(0o700)  # as its source is, otherwise
                 read_base(made, expected=expected)  # the copy: its source may have changed

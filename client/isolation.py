@@ -46,7 +46,7 @@ def harden_process() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
 
 
-def require_separation(folder: Path, node_user: str) -> None:
+def require_separation(folder: Path, app_user: str) -> None:
     """Check that a user can reach a region's worker and nothing else of the region.
 
     Read from owners and modes, so it can be asked by any user that sees them. The socket's folder
@@ -54,22 +54,36 @@ def require_separation(folder: Path, node_user: str) -> None:
 
     Args:
         folder: of the region.
-        node_user: name or number of the user that runs Flower's ClientApps.
+        app_user: name or number of the user that runs Flower's ClientApps.
 
     Raises:
         ConfigError: it can read data, state or key, it could put itself in the socket's place, or
             it cannot reach the socket's folder; says which mode to set.
     """
-    user, config = _find_user(node_user), load_region_config(folder)
+    require_no_access(folder, app_user)
+    config = load_region_config(folder)
+    _require_socket(_find_user(app_user), (folder / config.worker.socket).absolute().parent)
+
+
+def require_no_access(folder: Path, name: str) -> None:
+    """Check that a user can read neither data nor state nor the region's copy of its key.
+
+    Args:
+        folder: of the region.
+        name: name or number of the user.
+
+    Raises:
+        ConfigError: it can; says which mode to set.
+    """
+    user, config = _find_user(name), load_region_config(folder)
     if user.uid == 0:
-        raise ConfigError(f'user "{node_user}" is root, who reads everything; name another user')
+        raise ConfigError(f'user "{name}" is root, who reads everything; name another user')
     for path in _private(folder, config):
         if path.exists() and user.reaches(path, _READ | _ENTER):
             raise ConfigError(
-                f'{path}: user "{node_user}" can get at it, and must not; as its owner, who must '
+                f'{path}: user "{name}" can get at it, and must not; as its owner, who must '
                 f'be another user, run "chmod go= {path}"'
             )
-    _require_socket(user, (folder / config.worker.socket).absolute().parent)
 
 
 @dataclass(frozen=True)

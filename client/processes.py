@@ -14,6 +14,7 @@ Flower can run ClientApps inside the SuperNode's own user; then a hostile app co
 key. So the SuperNode isolates them as separate processes, which a shared secret lets in.
 """
 
+import grp
 import os
 import pwd
 import secrets
@@ -52,7 +53,7 @@ def region_processes(
     _require_users(node_user, app_user)
     port = _free_port()
     _prepare(folder, config, node_user, app_user)
-    if app_user is not None:
+    if node_user is not None and app_user is not None:
         _require_separation(folder, node_user, app_user)
     return (
         worker_process(folder, config, group=_group_of(app_user), user=_owner(folder, node_user)),
@@ -187,11 +188,17 @@ def _require_users(node_user: str | None, app_user: str | None) -> None:
             raise ConfigError(f'user "{user}" does not exist; create it, or name another') from None
 
 
-def _require_separation(folder: Path, *users: str | None) -> None:
-    from client.isolation import require_separation
+def _require_separation(folder: Path, node_user: str, app_user: str) -> None:
+    from client.isolation import require_no_access, require_separation
 
-    for user in users:
-        require_separation(folder, user or "")
+    require_no_access(folder, node_user)
+    require_separation(folder, app_user)
+    owner, group = folder.owner(), pwd.getpwnam(app_user).pw_gid
+    if group not in os.getgrouplist(owner, pwd.getpwnam(owner).pw_gid):
+        raise ConfigError(
+            f'user "{owner}", who owns {folder}, must be in the group of "{app_user}" to give it '
+            f'the socket; run "usermod -aG {grp.getgrgid(group).gr_name} {owner}"'
+        )
 
 
 def _owner(folder: Path, node_user: str | None) -> str | None:

@@ -10,7 +10,8 @@ and nothing is dropped silently. Three rules cover every case:
   reported; the row stays.
 
 More reports than `data.max_bad_rows` in one file is a `DataError`. Reports name rows (1-based, a
-CSV's header not counted) and product ids, and hold no titles, queries or other cell contents.
+CSV's header not counted) and hold nothing that was read: where columns have slipped a product id is
+a query, and where a CSV lacks its header so is a column's name. Only known column names are named.
 """
 
 import gzip
@@ -47,6 +48,7 @@ DECODE_THREADS = 4  # reading, hashing and decoding release the GIL
 
 ROW = "row"  # 1-based row number in the file; in a table only while it is being checked
 
+_KNOWN_COLUMNS = {*CATALOG_COLUMNS, *CLICK_COLUMNS, *QREL_COLUMNS}
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _TIME_FORMATS = ("%+", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f")
 _READ_ERRORS = (pl.exceptions.PolarsError, OSError, EOFError, ValueError, zlib.error)
@@ -159,7 +161,7 @@ def read_qrels(region: Region) -> pl.DataFrame:
     rows = _drop_unknown_products(table, rows, region.catalog)
     rows = table.drop(rows, pl.col("grade") < 0, "grade: below 0")
     again = ~pl.struct("query", "product_id").is_first_distinct()
-    rows = table.drop(rows, again, "second grade for one query and", show_id=True)
+    rows = table.drop(rows, again, "second grade for one query and product_id")
     qrels = table.finish(rows)
     _remember(region, table)
     return qrels
@@ -206,11 +208,9 @@ class _Table:
             rows = self.drop(rows, pl.col(name).is_null(), f"{name}: missing")
         return rows
 
-    def drop(
-        self, rows: pl.DataFrame, bad: pl.Expr, reason: str, *, show_id: bool = False
-    ) -> pl.DataFrame:
+    def drop(self, rows: pl.DataFrame, bad: pl.Expr, reason: str) -> pl.DataFrame:
         """Leave out the rows for which `bad` is true, and report them."""
-        self.report(rows.filter(bad), reason, show_id=show_id)
+        self.report(rows.filter(bad), reason)
         return rows.remove(bad)
 
     def clear(self, rows: pl.DataFrame, name: str, bad: pl.Expr, reason: str) -> pl.DataFrame:
@@ -218,12 +218,10 @@ class _Table:
         self.report(rows.filter(bad), reason)
         return rows.with_columns(pl.when(bad).then(None).otherwise(pl.col(name)).alias(name))
 
-    def report(self, wrong: pl.DataFrame, reason: str, *, show_id: bool = False) -> None:
-        """Report each of these rows, with its product id if asked."""
+    def report(self, wrong: pl.DataFrame, reason: str) -> None:
+        """Report each of these rows."""
         self.num_reports += wrong.height
-        for row in wrong.head(self.max_bad_rows + 1).iter_rows(named=True):
-            shown = f" product_id {row['product_id'][:64]!r}" if show_id else ""
-            self._reports.append((row[ROW], reason + shown))
+        self._reports += [(row, reason) for row in wrong[ROW].head(self.max_bad_rows + 1)]
 
     def finish(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The table without its row numbers; too many reports or no rows left is an error."""
@@ -286,17 +284,24 @@ class _Table:
         if raw.height == 0 and self.num_reports == 0:
             raise DataError(f"{self.path}: no rows; a region needs at least one")
         if missing:
-            found = ", ".join(name for name in raw.columns if name != ROW)
+            found = _named([name for name in raw.columns if name != ROW])
             raise DataError(
                 f"{self.path}: no column {', '.join(missing)} among: {found}; add or rename it"
             )
+
+
+def _named(columns: list[str]) -> str:
+    """The known ones of a file's columns by name, and how many others there are."""
+    known = [name for name in columns if name in _KNOWN_COLUMNS]
+    others = len(columns) - len(known)
+    return ", ".join(known if known and not others else [*known, f"{others} of other names"])
 
 
 def _check_products(table: _Table) -> pl.DataFrame:
     rows = table.read(CATALOG_COLUMNS, CATALOG_REQUIRED)
     rows = table.require(rows, CATALOG_REQUIRED)
     again = ~pl.col("product_id").is_first_distinct()
-    rows = table.drop(rows, again, "duplicate", show_id=True)
+    rows = table.drop(rows, again, "duplicate product_id")
     return table.clear(rows, "price", pl.col("price") < 0, "price: below 0")
 
 
@@ -366,7 +371,7 @@ def _drop_unknown_products(
     table: _Table, rows: pl.DataFrame, catalog: pl.DataFrame
 ) -> pl.DataFrame:
     known = catalog["product_id"].implode()
-    return table.drop(rows, ~pl.col("product_id").is_in(known), "unknown", show_id=True)
+    return table.drop(rows, ~pl.col("product_id").is_in(known), "unknown product_id")
 
 
 def _remember(region: Region, table: _Table) -> None:

@@ -68,26 +68,29 @@ def _serve(
     server = WorkerServer(worker, region.folder / region.config.worker.socket, group=group)
     server.start()
     on_line(f"region {name}: the worker answers")
+    said = ""
     try:
         while not stop.is_set() and _stamp(region) == before:
             with server.exclusive():
-                _look(publication, on_line)
+                said = _look(publication, on_line, said)
             stop.wait(region.config.publication.poll_s)
     finally:
         server.stop()
 
 
-def _look(publication: Publication, on_line: Callable[[str], None]) -> None:
-    """One look at headquarters; what goes wrong is said, and the next look tries again."""
+def _look(publication: Publication, on_line: Callable[[str], None], before: str) -> str:
+    """One look at headquarters; what goes wrong is said once, and the next look tries again."""
     try:
         outcome = publication.step()
     except Stopping:
-        return
+        return before
     except FedshelfError as error:
-        log.warning("%s", error)
-        return
+        if str(error) != before:
+            log.warning("%s", error)
+        return str(error)
     if outcome.swapped:
         on_line(_said(outcome))
+    return ""
 
 
 def _said(outcome: Outcome) -> str:

@@ -87,7 +87,7 @@ def init(
 
 
 @server.command()
-def up(folder: _Dir = _HERE) -> None:
+def up(folder: _Dir = _HERE, as_json: _Json = False) -> None:
     """Run SuperLink, SuperExec and nginx until interrupted."""
     from server.processes import Ports, headquarters_processes, prepare
     from shared.supervise import Supervisor
@@ -95,10 +95,11 @@ def up(folder: _Dir = _HERE) -> None:
     hq = _open(folder)
     ports = Ports(public=hq.config.port, superlink=hq.config.superlink_port)
     prepare(hq.folder, ports)
-    supervisor = Supervisor(headquarters_processes(hq.folder, ports), on_event=typer.echo)
+    echo = _echo(as_json)
+    supervisor = Supervisor(headquarters_processes(hq.folder, ports), on_event=echo)
     supervisor.start()
-    typer.echo(f"headquarters is up at {hq.config.address}; Ctrl-C stops it")
-    typer.echo(
+    echo(f"headquarters is up at {hq.config.address}; Ctrl-C stops it")
+    echo(
         'regions need an enrolment file: "fedshelf server invite REGION", and their key\'s '
         'admission: "fedshelf server admit REGION KEY.pub"'
     )
@@ -203,6 +204,7 @@ def train(
         chosen = conduct.latest(hq)
     else:
         knobs = _knobs(knob or []) | {"num-rounds": rounds}
+        _control(hq).list_nodes()  # fails before a training is made that nobody can run
         chosen = conduct.new_training(hq, knobs, seed=seed)
     number = _conduct(hq, chosen, promote=promote, echo=_quiet if as_json else typer.echo)
     if as_json:
@@ -219,14 +221,15 @@ def schedule(
         False
     ),
     times: Annotated[int, typer.Option(min=0, help="Stop after so many; 0 never.")] = 0,
+    as_json: _Json = False,
 ) -> None:
     """Train again and again, in the foreground; an unfinished training is resumed first."""
     from server.schedule import run_schedule
 
-    hq = _open(folder)
+    hq, echo = _open(folder), _echo(as_json)
 
     def once(chosen: "Training") -> None:
-        _conduct(hq, chosen, promote=promote, echo=typer.echo)
+        _conduct(hq, chosen, promote=promote, echo=echo)
 
     run_schedule(
         hq,
@@ -235,7 +238,7 @@ def schedule(
         rounds=rounds,
         first_seed=seed,
         times=times,
-        on_line=typer.echo,
+        on_line=echo,
     )
 
 
@@ -304,15 +307,22 @@ def dashboard(
     folder: _Dir = _HERE,
     host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8060,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="Under which your own proxy, with login, asks; repeatable."),
+    ] = None,
+    as_json: _Json = False,
 ) -> None:
     """Serve a page of all this, on loopback, until interrupted."""
     from server.dashboard import serve_dashboard
 
+    echo = _echo(as_json)
     serve_dashboard(
         _open(folder).folder,
         host=host,
         port=port,
-        on_ready=lambda url: typer.echo(f"dashboard: {url}; Ctrl-C stops it"),
+        on_ready=lambda url: echo(f"dashboard: {url}; Ctrl-C stops it"),
+        names=tuple(names or ()),
     )
 
 
@@ -451,6 +461,11 @@ def _print(*tables: Any) -> None:
     console = Console()
     for table in tables:
         console.print(table)
+
+
+def _echo(as_json: bool) -> Callable[[str], None]:
+    """Says one line at a time, as text or as one JSON object a line."""
+    return (lambda line: typer.echo(json.dumps({"event": line}))) if as_json else typer.echo
 
 
 def _quiet(line: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from server.candidate import measured_quality, release_best
-from server.control import Control, stage_app
+from server.control import Control, RunStatus, SuperLinkAway, stage_app
 from server.headquarters import Headquarters
 from server.history import RoundRecord
 from server.releases import publish_release
@@ -34,6 +34,7 @@ from shared.errors import FederationError
 from shared.release import CurrentRelease, read_release
 
 POLL_S = 1.0
+OUTAGE_S = 60.0  # a SuperLink that was killed is up again within seconds, and its runs go on
 
 
 def base_encoder(hq: Headquarters) -> Encoder:
@@ -120,7 +121,7 @@ def follow(
     on_line(f"training {training.number}: Flower run {run_id}")
     told = 0
     while True:
-        status = control.run_status(run_id)
+        status = _status(control, run_id)
         records = training.history.rounds()
         for line in _lines(records[told:]):
             on_line(line)
@@ -199,6 +200,18 @@ def _written(hq: Headquarters, training: Training, digest: str) -> int | None:
     return None
 
 
+def _status(control: Control, run_id: int) -> RunStatus:
+    """How a run is doing; a SuperLink that is away for a moment is waited for."""
+    give_up = time.monotonic() + OUTAGE_S
+    while True:
+        try:
+            return control.run_status(run_id)
+        except SuperLinkAway:
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(POLL_S)
+
+
 def _start(hq: Headquarters, control: Control, training: Training) -> int:
     app = stage_app(hq.flower / "app")
     run_config = {**training.config["run_config"], "run-dir": str(training.folder.resolve())}
@@ -214,7 +227,7 @@ def _run_of(training: Training, control: Control) -> int | None:
     if not path.is_file():
         return None
     run_id = int(json.loads(path.read_text("utf-8"))["run_id"])
-    return None if control.run_status(run_id).finished else run_id
+    return None if _status(control, run_id).finished else run_id
 
 
 def _lines(records: list[RoundRecord]) -> Iterator[str]:

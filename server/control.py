@@ -29,10 +29,9 @@ from shared.supervise import flower_environment, program_beside_python
 NodeStatus = Literal["registered", "online", "offline", "unregistered"]
 _TIMEOUT_S = 60.0
 # What Flower says, and what it means here.
+_AWAY = "Connection to the SuperLink is unavailable"
 _EXPLAINED = {
-    "Connection to the SuperLink is unavailable": (
-        'headquarters: its SuperLink does not answer; start it with "fedshelf server up"'
-    ),
+    _AWAY: 'headquarters: its SuperLink does not answer; start it with "fedshelf server up"',
     "Public key already in use": (
         "node: this key was registered before, and Flower takes no key twice; make a new key"
     ),
@@ -41,6 +40,10 @@ _DECORATION = re.compile("\x1b\\[[0-9;]*m|[\u2500-\u257f]")  # colours and frame
 _ABSENT = "N/A"  # how Flower prints a time or a text that is not there
 _APP_PACKAGES = ("server", "client", "shared")
 _ROOT = Path(__file__).resolve().parents[1]
+
+
+class SuperLinkAway(FederationError):
+    """The SuperLink does not answer: it is not up, or it is just starting again."""
 
 
 @dataclass(frozen=True)
@@ -291,7 +294,7 @@ def _answer(stdout: str, stderr: str) -> dict[str, Any]:
     message = str(answer.get("error-message", ""))
     for said, meant in _EXPLAINED.items():
         if said in message:
-            raise FederationError(meant)
+            raise (SuperLinkAway if said == _AWAY else FederationError)(meant)
     # Above the empty line Flower says what it was about to do.
     raise FederationError(f"Flower: {_one_line(message.partition(chr(10) * 2)[2] or message)}")
 

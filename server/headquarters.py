@@ -26,10 +26,11 @@ from typing import Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from server.authority import issue_server_certificate, make_authority
-from server.releases import generate_signing_key, public_key_hex
+from server.releases import generate_signing_key, public_key_hex, sign_registry_anew
 from shared.durable import Record, locked, new_folder, replace_file, sha256_file
-from shared.enrolment import Address, Hex32, key_fingerprint, write_private
+from shared.enrolment import Hex32, key_fingerprint, write_private
 from shared.errors import ConfigError
+from shared.schema import Address
 
 DEFAULT_SUPERLINK_PORT = 19092  # below the range from which systems lend ports
 _HEX32 = re.compile(r"[0-9a-f]{64}\n?")
@@ -299,8 +300,9 @@ def rotate_signing_key(folder: Path) -> str:
     """Begin a rotation: a new signing key beside the former one.
 
     Regions trust the key they were enrolled with. So until each has been given the new one,
-    releases must be signed with both (`signing.key` and `signing.former.key`); after that, remove
-    the former key and the rotation is over. A rotation that was cut off is completed.
+    everything is signed with both (`signing.key` and `signing.former.key`), the releases that are
+    there included; after that, remove the former key and the rotation is over. A rotation that was
+    cut off is completed.
 
     Args:
         folder: of headquarters, with `signing.key` back in place.
@@ -326,6 +328,7 @@ def rotate_signing_key(folder: Path) -> str:
                 f"{former}: there already; enrol every region again with the new key, then remove"
                 " this file"
             )
+        sign_registry_anew(folder / "public/releases", signing_key=key, former_key=former)
         replace_file(folder / "signing.pub", f"{public}\n".encode())
     return public
 

@@ -169,6 +169,27 @@ def publish_release(
     return current
 
 
+def sign_registry_anew(registry: Path, *, signing_key: Path, former_key: Path) -> None:
+    """Let the new key of a rotation sign everything that the former one has signed.
+
+    Args:
+        registry: the folder of numbered releases.
+        signing_key: the new private key file.
+        former_key: the one before it.
+
+    Raises:
+        ReleaseError: a key cannot be used, or the statement in use is damaged. A damaged release is
+            left as it is.
+    """
+    keys = _load_keys(signing_key, former_key)
+    with locked(registry):
+        for number in sorted(_numbers(registry)):
+            _sign_anew(registry / str(number), keys)
+        current = _former(registry, keys)
+        if current is not None:
+            _replace_current(registry, current, current, keys)
+
+
 def model_card(manifest: ReleaseManifest) -> str:
     """README.md of a release, for people who have nothing but the folder.
 
@@ -204,7 +225,9 @@ def _load_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except FileNotFoundError:
-        raise ReleaseError(f"{path}: no signing key there; generate one first") from None
+        raise ReleaseError(
+            f"{path}: no signing key there; bring it back to sign, then repeat the command"
+        ) from None
     except (ValueError, TypeError):  # TypeError: it is encrypted
         key = None
     if not isinstance(key, Ed25519PrivateKey):

@@ -37,12 +37,12 @@ def run_schedule(
         times: stop after so many; 0 for never.
         on_line: told of waits and failures. A training that fails is resumed when next due.
     """
-    done = 0
+    done, not_before = 0, datetime.now(UTC)
     while not times or done < times:
         before = trainings(hq.trainings)
         last = before[-1] if before else None
         due = _started(last) + every if last and last.over else datetime.now(UTC)
-        _wait_until(due, on_line)
+        _wait_until(max(due, not_before), on_line)
         if last is None or last.over:
             chosen = new_training(hq, {"num-rounds": rounds}, seed=first_seed + len(before))
         else:
@@ -51,7 +51,7 @@ def run_schedule(
             once(chosen)
         except FederationError as error:
             on_line(f"training {chosen.number}: {error}")
-            _wait_until(datetime.now(UTC) + every, on_line)
+            not_before = datetime.now(UTC) + every
         done += 1
 
 

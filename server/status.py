@@ -12,12 +12,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from server.authority import certificate_expiry
 from server.control import Control
 from server.enrolment import regions
 from server.headquarters import Headquarters
 from server.training import release_numbers, trainings
 from shared.errors import FederationError, ReleaseError
-from shared.release import read_current_of_any_age, read_release
+from shared.release import CurrentRelease, read_current_of_any_age, read_release
 
 _SAID = (
     "num_products",
@@ -57,6 +58,8 @@ def read_status(hq: Headquarters) -> dict[str, Any]:
         "address": hq.config.address,
         "base_fingerprint": hq.fingerprint,
         "release": _in_use(hq),
+        "release_expires": _expiry(hq),
+        "certificate_expires": certificate_expiry(hq.server_certificate).isoformat(),
         "regions": rows,
         "training": _training(hq),
     }
@@ -97,7 +100,11 @@ def status_tables(found: Mapping[str, Any]) -> list[Any]:
         # Text, because what a region says may look like rich's markup.
         table.add_row(row["region"], state, *cells, *map(Text, words))
     training = found["training"]
-    lines = [f"release in use: {found['release'] or 'none yet'}"]
+    until = f", believed until {found['release_expires'][:10]}" if found["release"] else ""
+    lines = [
+        f"release in use: {found['release'] or 'none yet'}{until}",
+        f"server certificate until {found['certificate_expires'][:10]}",
+    ]
     if training:
         progress = f"{training['rounds_done']} of {training['num_rounds']} rounds"
         state = "complete" if training["complete"] else "not complete"
@@ -194,9 +201,20 @@ def _said(hq: Headquarters) -> dict[str, dict[str, Any]]:
 
 
 def _in_use(hq: Headquarters) -> int | None:
+    current = _current(hq)
+    return current.release if current else None
+
+
+def _expiry(hq: Headquarters) -> str | None:
+    """Until when regions believe the statement in use."""
+    current = _current(hq)
+    return current.expiry.isoformat() if current else None
+
+
+def _current(hq: Headquarters) -> CurrentRelease | None:
     if not (hq.releases / "current.json").is_file():
         return None
-    return read_current_of_any_age(hq.releases, public_key_hex=hq.release_key).release
+    return read_current_of_any_age(hq.releases, public_key_hex=hq.release_key)
 
 
 def _training(hq: Headquarters) -> dict[str, Any] | None:

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from shared.durable import replace_file
 from shared.errors import FederationError, WireError
 
 Adapter = dict[str, Tensor]
+_DIGEST = "sha256"  # key in a file's metadata
 
 
 def schema_hash(adapter: Mapping[str, Tensor]) -> str:
@@ -52,21 +53,30 @@ def require_same_form(adapter: Mapping[str, Tensor], expected: Mapping[str, Tens
 
 
 def save_adapter(path: Path, adapter: Adapter, metadata: dict[str, str]) -> None:
-    """Write an adapter as safetensors, beside and renamed."""
+    """Write an adapter as safetensors with a digest of its numbers, beside and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in adapter.items()}
-    replace_file(path, save(tensors, metadata=metadata))
+    replace_file(path, save(tensors, metadata={**metadata, _DIGEST: _digest(save(tensors))}))
 
 
 def load_adapter(path: Path) -> Adapter:
     """Read an adapter that `save_adapter` wrote.
 
     Raises:
-        FederationError: missing or damaged.
+        FederationError: missing, or damaged in any byte that matters.
     """
     try:
-        return dict(sorted(load_file(path).items()))
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get(_DIGEST)
+            adapter = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except FileNotFoundError:
         raise FederationError(f"{path}: not found; the run folder is incomplete") from None
     except SafetensorError:
-        raise FederationError(f"{path}: damaged; remove the run folder and start again") from None
+        said, adapter = None, {}
+    if said is None or said != _digest(save(adapter)):  # a flipped byte would go unseen otherwise
+        raise FederationError(f"{path}: damaged; remove the run folder and start again")
+    return adapter
+
+
+def _digest(saved: bytes) -> str:
+    return hashlib.sha256(saved).hexdigest()

@@ -31,19 +31,13 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import AfterValidator, AwareDatetime, Field
 
 from shared.durable import Record, sync
-from shared.schema import REGION_NAME
+from shared.schema import REGION_NAME, Address
 
 MAX_ENROLMENT_BYTES = 64 * 1024
 MAX_KEY_BYTES = 4 * 1024
 KEY_TYPE = "ecdsa-sha2-nistp384"  # Flower refuses ed25519
 _KEY_LINE = re.compile(rf"({KEY_TYPE} [A-Za-z0-9+/=]+) ([a-z0-9_-]+):([0-9a-f]{{64}})\n?")
 _PURPOSE = b"fedshelf enrolment 1"  # an HMAC made for anything else proves nothing here
-
-
-def _a_port(address: str) -> str:
-    if not 1 <= int(address.rpartition(":")[2]) <= 65535:
-        raise ValueError("the port must be between 1 and 65535")
-    return address
 
 
 def _one_certificate(pem: str) -> str:
@@ -57,8 +51,6 @@ def _one_certificate(pem: str) -> str:
 
 
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # 32 bytes
-_HOST = r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*"
-Address = Annotated[str, Field(pattern=rf"^{_HOST}:[0-9]{{1,5}}$"), AfterValidator(_a_port)]
 Certificate = Annotated[str, AfterValidator(_one_certificate)]
 
 

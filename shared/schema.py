@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import ConfigError
 
@@ -59,6 +59,16 @@ QREL_COLUMNS: dict[str, pl.DataType] = {
 QREL_REQUIRED = ("query", "product_id", "grade")
 
 REGION_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+_HOST = r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*"
+
+
+def _a_port(address: str) -> str:
+    if not 1 <= int(address.rpartition(":")[2]) <= 65535:
+        raise ValueError("the port must be between 1 and 65535")
+    return address
+
+
+Address = Annotated[str, Field(pattern=rf"^{_HOST}:[0-9]{{1,5}}$"), AfterValidator(_a_port)]
 Fraction = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 
@@ -97,7 +107,7 @@ class BaseConfig(_Strict):
 class HeadquartersConfig(_Strict):
     """How this region reaches headquarters; files relative to the folder of `region.toml`."""
 
-    address: str = Field(pattern=r"^[A-Za-z0-9.-]+:[0-9]{1,5}$", description="host:port, TLS")
+    address: Address = Field(description="host:port, TLS")
     ca: str = "enrolment/ca.crt"
     key: str = "enrolment/node.key"  # this region's own EC key; it never leaves the region
 

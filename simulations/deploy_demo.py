@@ -5,32 +5,34 @@ train, gate, publish, search in every region, train again, roll back. The same d
 `fedshelf simulate` first, and both must end with the same adapter. Every process is stopped at the
 end, whatever happens.
 
-    python -m simulations.deploy_demo OUT [--preset tiny]
+    python -m simulations.deploy_demo OUT [--preset tiny] [--rounds 2]
+
+With `--without-workers` there is no resident worker: Flower starts a process that loads encoders
+and data for every message. It ends after the first training, whose round times are to compare.
 """
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from shared.errors import FederationError, FedshelfError
 from shared.schema import WorkerConfig, load_region_config
+from shared.supervise import flower_environment, program_beside_python
 from simulations.regions import write_region_toml
 
 QUERY = "red leather ankle boots"
 _BROUGHT = ("catalog.parquet", "clicks.parquet", "images")  # all that a region brings
 _WAIT_S = 600.0
 _THREADS = 1  # several regions share this machine; and results are bit-equal only for one number
-_ROUNDS = (2, 1)  # of the two trainings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,10 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--preset", default="starter", help="of the base")
     parser.add_argument("--regions", type=int, default=3, help="how many")
+    parser.add_argument("--rounds", type=int, default=2, help="of the first training")
+    parser.add_argument("--without-workers", action="store_true", help="to compare round times")
     given = parser.parse_args(arguments)
     try:
         with ExitStack() as stack:
-            _Demo(given.out.resolve(), stack).run(preset=given.preset, regions=given.regions)
+            demo = _Demo(given.out.resolve(), stack, rounds=given.rounds)
+            names = demo.prepare(preset=given.preset, regions=given.regions)
+            demo.compare(names) if given.without_workers else demo.show(names)
     except FedshelfError as error:
         sys.exit(f"error: {error}")
 
@@ -53,38 +59,55 @@ class _Demo:
     Args:
         out: everything is written under it.
         stack: ends every process that was started.
+        rounds: of the first training.
     """
 
-    def __init__(self, out: Path, stack: ExitStack) -> None:
-        self._out, self._stack = out, stack
+    def __init__(self, out: Path, stack: ExitStack, *, rounds: int) -> None:
+        self._out, self._stack, self._rounds = out, stack, rounds
         self._hq, self._regions = out / "headquarters", out / "regions"
+        self._expected = ""
 
-    def run(self, *, preset: str, regions: int) -> None:
+    def prepare(self, *, preset: str, regions: int) -> list[str]:
+        """Simulate, open headquarters, enrol; returns the regions' names."""
         if self._out.exists():
             raise FederationError(f"{self._out}: is there already; remove it or name another")
-        started = time.monotonic()
-        expected = self._simulate(preset, regions)
+        self._expected = self._simulate(preset, regions)
         self._open_headquarters()
         names = sorted(path.name for path in (self._out / "simulated" / "regions").iterdir())
         for name in names:
             self._enrol(name)
+        return names
+
+    def show(self, names: Sequence[str]) -> None:
+        """Train, publish, search, train again, roll back."""
+        started = time.monotonic()
         for name in names:
             self._start("region", "up", self._regions / name, ready="is up")
         self._wait("all regions online", lambda: len(self._online()) == len(names))
-        self._train(1, names)
-        self._require_same_adapter(expected)
+        self._train(1, self._rounds, names)
+        self._wait_for_release(1, names)
+        self._require_same_adapter()
         for name in names:
             _fedshelf("search", "--region", self._regions / name, QUERY, "--k", "3")
-        self._train(2, names)
+        self._train(2, 1, names)
+        self._wait_for_release(2, names)
         self._roll_back(names)
-        self._show()
+        self._look_around()
         _say(f"done in {time.monotonic() - started:.0f} s")
+
+    def compare(self, names: Sequence[str]) -> None:
+        """Train once with Flower's own way: a new process for every message."""
+        for name in names:
+            self._start_without_worker(name)
+        self._wait("all regions online", lambda: len(self._online()) == len(names))
+        self._train(1, self._rounds, names)
+        self._require_same_adapter()
 
     def _simulate(self, preset: str, regions: int) -> str:
         """Make the data, and the adapter that the deployed federation must end with."""
         _say("The same federation, simulated: it makes the data and says what must come out")
         run = self._out / "simulated"
-        options = ["--regions", regions, "--rounds", _ROUNDS[0], "--preset", preset]
+        options = ["--regions", regions, "--rounds", self._rounds, "--preset", preset]
         _fedshelf("simulate", *options, "--threads", _THREADS, "--out", run, quiet=True)
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         return str(result["release"]["encoder_digest"])
@@ -116,12 +139,10 @@ class _Demo:
         _adjust(folder)
         _fedshelf("region", "check", folder)
 
-    def _train(self, number: int, names: Sequence[str]) -> None:
+    def _train(self, number: int, rounds: int, names: Sequence[str]) -> None:
         _say(f"Training {number}: rounds, gate, release, publication")
-        rounds = _ROUNDS[number - 1]
         asked = ("--rounds", rounds, "--set", f"min-regions={len(names)}", "--promote")
         _fedshelf("server", "train", "--dir", self._hq, *asked)
-        self._wait_for_release(number, names)
 
     def _wait_for_release(self, number: int, names: Sequence[str]) -> None:
         start = time.monotonic()
@@ -137,17 +158,17 @@ class _Demo:
         self._wait_for_release(1, names)
         _fedshelf("search", "--region", self._regions / names[0], QUERY, "--k", "3")
 
-    def _require_same_adapter(self, expected: str) -> None:
+    def _require_same_adapter(self) -> None:
         manifest = json.loads((self._hq / "public/releases/1/MANIFEST.json").read_text("utf-8"))
         found = manifest["encoder_digest"]
-        if found != expected:
+        if found != self._expected:
             raise FederationError(
                 f"deployed release 1 is encoder {found[:12]}, the simulation ended with"
-                f" {expected[:12]}; they must be equal"
+                f" {self._expected[:12]}; they must be equal"
             )
         _say(f"release 1 is encoder {found[:12]}, as in the simulation")
 
-    def _show(self) -> None:
+    def _look_around(self) -> None:
         from server.dashboard_facts import snapshot
         from server.dashboard_page import render_page
         from server.headquarters import open_headquarters
@@ -184,6 +205,25 @@ class _Demo:
             return ready in text
 
         self._wait(f"{command[0]} {command[1]}", says_so)
+
+    def _start_without_worker(self, name: str) -> None:
+        """A SuperNode whose ClientApp answers in its own process, as in a simulation."""
+        folder = self._regions / name
+        config = load_region_config(folder)
+        assert config.headquarters is not None, "it is enrolled"
+        command = [
+            program_beside_python("flower-supernode"),
+            *("--superlink", config.headquarters.address),
+            *("--root-certificates", str(folder / config.headquarters.ca)),
+            *("--auth-supernode-private-key", str(folder / config.headquarters.key)),
+            *("--port", str(_free_ports(1)[0])),
+            *("--node-config", f'region-dir="{folder}"'),
+        ]
+        home = folder / "node"
+        home.mkdir()
+        environment = {**flower_environment(home), "OMP_NUM_THREADS": str(_THREADS)}
+        log = self._out / f"supernode-{name}.log"
+        self._stack.enter_context(_running(command, log, environment))
 
     def _wait(self, what: str, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _WAIT_S
@@ -225,11 +265,13 @@ def _output(*parts: object) -> str:
 
 
 @contextmanager
-def _running(command: Sequence[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def _running(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
     """A process that is asked to end as Ctrl-C would, and must."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=dict(os.environ)
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
         try:
             yield process

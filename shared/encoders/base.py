@@ -64,6 +64,8 @@ def write_base(folder: Path, info: BaseInfo, fill: Callable[[Path], None]) -> Ba
         fields = {key: value for key, value in asdict(info).items() if key != "fingerprint"}
         manifest = {"format": FORMAT, **fields, "files": _files(made)}
         (made / "BASE.json").write_bytes(canonical_json(manifest))
+        for path in made.rglob("*"):  # a base is public; safetensors makes its files private
+            path.chmod(0o755 if path.is_dir() else 0o644)
     return read_base(folder)
 
 

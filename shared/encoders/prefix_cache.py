@@ -65,6 +65,43 @@ class ImagePrefixes:
         return torch.from_numpy(self.maps[rows].astype(np.float32))
 
 
+def text_folder(cache: Path, tower: TextTower, fingerprint: str, texts: Sequence[str]) -> Path:
+    """Where the activations of `texts` are kept; it appears whole, once they are.
+
+    Args:
+        cache: the region's `prefix_cache` folder.
+        tower: that computes them.
+        fingerprint: of the base the tower belongs to.
+        texts: N texts, in their order.
+
+    Returns:
+        The folder, which need not exist.
+    """
+    content = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    return cache / _name("text", fingerprint, tower.config.adapter_blocks, content)
+
+
+def image_folder(
+    cache: Path, tower: ImageTower, fingerprint: str, paths: Sequence[Path | None]
+) -> Path:
+    """Where the activations of photos are kept; it appears whole, once they are.
+
+    Args:
+        cache: the region's `prefix_cache` folder.
+        tower: that computes them.
+        fingerprint: of the base the tower belongs to.
+        paths: N photos, None where a product has none.
+
+    Returns:
+        The folder, which need not exist.
+
+    Raises:
+        DataError: a photo cannot be read.
+    """
+    content = [_photo_digest(path) if path else "" for path in paths]
+    return cache / _name("image", fingerprint, tower.config.adapter_blocks, content)
+
+
 def text_prefixes(
     cache: Path,
     tower: TextTower,
@@ -81,13 +118,11 @@ def text_prefixes(
         texts: N texts, in the order their rows will be asked for.
         progress: called with (done, N) after every batch.
     """
-    content = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-    key = _key("text", fingerprint, tower.config.adapter_blocks, content)
 
     def compute(folder: Path) -> None:
         _compute_texts(folder, tower, texts, progress)
 
-    folder = _kept(cache, f"text-{key}", compute)
+    folder = _kept(text_folder(cache, tower, fingerprint, texts), compute)
     return TextPrefixes(_open(folder, "data.npy"), _open(folder, "offsets.npy"))
 
 
@@ -110,13 +145,11 @@ def image_prefixes(
     Raises:
         DataError: a photo cannot be read.
     """
-    content = [_photo_digest(path) if path else "" for path in paths]
-    key = _key("image", fingerprint, tower.config.adapter_blocks, content)
 
     def compute(folder: Path) -> None:
         _compute_images(folder, tower, paths, progress)
 
-    folder = _kept(cache, f"image-{key}", compute)
+    folder = _kept(image_folder(cache, tower, fingerprint, paths), compute)
     return ImagePrefixes(_open(folder, "data.npy"), np.array([path is not None for path in paths]))
 
 
@@ -184,15 +217,14 @@ def _photo_digest(path: Path) -> str:
         raise DataError(f"{path}: {reason}; put the photo there") from None
 
 
-def _key(kind: str, fingerprint: str, adapter_blocks: int, content: Sequence[str]) -> str:
+def _name(kind: str, fingerprint: str, adapter_blocks: int, content: Sequence[str]) -> str:
     parts = json.dumps([kind, fingerprint, adapter_blocks, list(content)])
-    return hashlib.sha256(parts.encode()).hexdigest()[:24]
+    return f"{kind}-{hashlib.sha256(parts.encode()).hexdigest()[:24]}"
 
 
-def _kept(cache: Path, name: str, compute: Callable[[Path], None]) -> Path:
-    """The cache folder `name`, whole and verified; computed beside and renamed if it is not."""
-    folder = cache / name
-    with locked(cache):
+def _kept(folder: Path, compute: Callable[[Path], None]) -> Path:
+    """The cache folder, whole and verified; computed beside and renamed if it is not."""
+    with locked(folder.parent):
         if _is_whole(folder):
             return folder
         if folder.exists():

@@ -24,7 +24,7 @@ from client.download import Download
 from client.indexing import pull_release
 from client.publication import Publication
 from client.region import open_region
-from shared.errors import ConfigError, ReleaseError
+from shared.errors import BaseError, ConfigError, ReleaseError
 from shared.retrieval.manifest import read_pointer
 
 PAYLOAD = bytes(range(256)) * 1000
@@ -218,6 +218,19 @@ def test_what_is_not_the_file_is_refused(
         download.fetch("file.json", 2, tmp_path / "file")  # the next one is not spoilt
 
 
+def test_a_caller_says_which_error_it_is_and_what_to_do(
+    authority: Authority, tmp_path: Path
+) -> None:
+    answers = {"/long.json": sends(b"123")}
+    with (
+        serving(authority, answers) as (address, _),
+        Download(address, authority.ca, **PROMPT, error=BaseError, advice="copy it") as download,
+    ):
+        for name in ("long.json", "missing.json", "../out"):
+            with pytest.raises(BaseError, match=r"; copy it$"):
+                download.fetch(name, 2, tmp_path / "file")
+
+
 @pytest.mark.parametrize("answer", [drips_head, drips_body])
 def test_a_drip_ends_at_the_deadline(authority: Authority, tmp_path: Path, answer: Answer) -> None:
     with (
@@ -321,11 +334,14 @@ def test_only_a_plain_https_address_is_taken(authority: Authority, address: str)
         Download(address, authority.ca)
 
 
-def test_an_authority_must_be_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("ca.crt", "not a certificate in PEM"), ("missing.crt", "No such file or directory")],
+)
+def test_an_authority_must_be_one(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "ca.crt").write_text("no certificate")
-    for name in ("ca.crt", "missing.crt"):
-        with pytest.raises(ConfigError, match=rf"{name}: not a certificate authority"):
-            Download("https://127.0.0.1:1", tmp_path / name)
+    with pytest.raises(ConfigError, match=f"{name}: {reason}; enrol this region again"):
+        Download("https://127.0.0.1:1", tmp_path / name)
 
 
 def test_a_release_comes_the_same_way_over_https_as_from_a_folder(

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from client.clicks import ValidationSet
-from client.evaluation import evaluate, mean_metrics, mean_over, rank
+from client.evaluation import compare, evaluate, mean_metrics, mean_over, rank
 from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
+from shared.wire import Difference
 
 TITLES = ["leather boot", "wool jacket", "desk light", "smart mobile"]
 QUERIES = ["boot", "light", "wool"]
@@ -121,6 +122,107 @@ def test_where_nothing_can_be_ordered_every_adapter_is_perfect(
     for adapter in (encoder.adapter(), trained):
         encoder.load_adapter(adapter)
         assert evaluate(encoder, *prefixes, held_out(*[shown] * 3)) == {"ndcg@10": 1.0}
+
+
+# -- one adapter against others --------------------------------------------------------------------
+
+SHOWN = ({0: 1.0, 1: 0.5, 2: 0.0, 3: 0.25}, {0: 0.0, 2: 2.0}, {1: 0.5, 2: 0.75, 3: 1.5})
+
+
+def others(encoder: Encoder, trained: Adapter) -> dict[int, Adapter]:
+    """The fresh adapter, one far beyond the trained one and one far on the other side."""
+    fresh = encoder.adapter()
+    ways = {0: 0.0, 3: 8.0, 12: -30.0}
+    return {
+        number: {name: fresh[name] + way * (trained[name] - fresh[name]) for name in fresh}
+        for number, way in ways.items()
+    }
+
+
+def test_compare_equals_two_evaluations(
+    encoder: Encoder, prefixes: Prefixes, trained: Adapter
+) -> None:
+    shown, references = held_out(*SHOWN), others(encoder, trained)
+    metrics, found = compare(encoder, *prefixes, shown, candidate=trained, references=references)
+    encoder.load_adapter(trained)
+    assert metrics == evaluate(encoder, *prefixes, shown)
+    assert metrics["ndcg@10"] == pytest.approx(slowly(encoder, prefixes, shown))
+    assert list(found) == [0, 3, 12]
+    for number, reference in references.items():
+        encoder.load_adapter(reference)
+        own = evaluate(encoder, *prefixes, shown)["ndcg@10"]
+        assert found[number].mean == pytest.approx(metrics["ndcg@10"] - own)
+        assert found[number].num_queries == 3
+    assert any(abs(one.mean) > 0.01 and one.variance > 0 for one in found.values())
+
+
+def test_the_variance_of_a_comparison_equals_a_slow_reference(
+    encoder: Encoder, prefixes: Prefixes, trained: Adapter
+) -> None:
+    shown, references = held_out(*SHOWN), others(encoder, trained)
+    _, found = compare(encoder, *prefixes, shown, candidate=trained, references=references)
+    for number, reference in references.items():
+        pairs = list(
+            zip(
+                gains_and_ideals(encoder, prefixes, shown, trained),
+                gains_and_ideals(encoder, prefixes, shown, reference),
+                strict=True,
+            )
+        )
+        mean_ideal = sum(ideal for (_, ideal), _ in pairs) / 3
+        ratio = sum(mine - other for (mine, _), (other, _) in pairs) / (3 * mean_ideal)
+        errors = [
+            (mine - other - ratio * ideal) / mean_ideal for (mine, ideal), (other, _) in pairs
+        ]
+        assert found[number].variance == pytest.approx(sum(e * e for e in errors) / 2)
+
+
+def gains_and_ideals(
+    encoder: Encoder, prefixes: Prefixes, shown: ValidationSet, adapter: Adapter
+) -> list[tuple[float, float]]:
+    """Of each query, the discounted gain that an adapter finds and the most there is."""
+    encoder.load_adapter(adapter)
+    products, queries = prefixes
+    product, query = encoder.product_matrix(products), encoder.query_matrix(queries)
+    pairs = []
+    for q, (rows, gains) in enumerate(zip(shown.rows, shown.gains, strict=True)):
+        gain = dict(zip(rows.tolist(), gains.tolist(), strict=True))
+        ordered = sorted(gain, key=lambda row: -float(query[q] @ product[row]))
+        found = sum(gain[row] / math.log2(place + 2) for place, row in enumerate(ordered))
+        best = sorted(gain.values(), reverse=True)
+        pairs.append((found, sum(g / math.log2(place + 2) for place, g in enumerate(best))))
+    return pairs
+
+
+def test_an_adapter_compared_with_itself_differs_by_nothing(
+    encoder: Encoder, prefixes: Prefixes, trained: Adapter
+) -> None:
+    _, found = compare(
+        encoder, *prefixes, held_out(*SHOWN), candidate=trained, references={7: trained}
+    )
+    assert found == {7: Difference(3, 0.0, 0.0)}
+
+
+def test_the_other_way_round_the_sign_changes(
+    encoder: Encoder, prefixes: Prefixes, trained: Adapter
+) -> None:
+    shown, far = held_out(*SHOWN), others(encoder, trained)[12]
+    _, there = compare(encoder, *prefixes, shown, candidate=trained, references={1: far})
+    _, back = compare(encoder, *prefixes, shown, candidate=far, references={1: trained})
+    assert there[1].mean == pytest.approx(-back[1].mean)
+    assert there[1].mean != 0
+    assert there[1].variance == pytest.approx(back[1].variance)
+
+
+def test_without_held_out_clicks_there_is_nothing_to_compare(
+    encoder: Encoder, prefixes: Prefixes, trained: Adapter
+) -> None:
+    nothing = ValidationSet([], [], [])
+    metrics, found = compare(
+        encoder, *prefixes, nothing, candidate=trained, references={0: trained, 4: trained}
+    )
+    assert metrics == {}
+    assert found == {0: Difference(0, 0.0, 0.0), 4: Difference(0, 0.0, 0.0)}
 
 
 def test_every_region_counts_the_same() -> None:

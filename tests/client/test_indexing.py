@@ -244,7 +244,7 @@ def test_an_address_must_be_https_with_an_authority(
         pull_release(folder)
     connected = f'{address}[headquarters]\naddress = "localhost:1"\n'
     config.write_text(connected)
-    with pytest.raises(ConfigError, match=r"ca\.crt: not a certificate authority"):
+    with pytest.raises(ConfigError, match=r"ca\.crt: No such file or directory; enrol"):
         pull_release(folder)
     config.write_text(connected.replace("https:", "http:"))
     with pytest.raises(ConfigError, match="not of the form https://"):

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 import shutil
 import ssl
 import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 import client.enrolment
 from client.enrolment import EnrolledRegion, enrol, fetch_base
+from client.isolation import require_separation
 from server.authority import issue_server_certificate, make_authority
 from server.enrolment import admit, invite, revoke, write_enrolment
 from server.headquarters import Headquarters, init_headquarters
@@ -162,12 +165,59 @@ def test_the_key_is_private_and_in_the_form_that_flower_loads(
     region: EnrolledRegion, tmp_path: Path
 ) -> None:
     path = tmp_path / "fr" / "enrolment" / "node.key"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert mode_of(path) == 0o600
     key = load_ssh_private_key(path.read_bytes(), password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     command = ["ssh-keygen", "-l", "-f", str(region.public_key)]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split()
     assert printed[:2] == ["384", region.key_fingerprint]
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    """Sets it for the rest of the test."""
+    before = os.umask(0)
+    yield os.umask
+    os.umask(before)
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("usual", [0o000, 0o022, 0o077])
+def test_others_can_pass_through_a_new_folder_and_read_nothing_in_it(
+    tmp_path: Path, tiny_base: Path, umask: Callable[[int], int], usual: int
+) -> None:
+    file = enrolment_file(offline(tmp_path, tiny_base), tmp_path / "fr.json")
+    umask(usual)
+    with tempfile.TemporaryDirectory(prefix="enrolment-") as name:
+        Path(name).chmod(0o755)  # pytest's own folders are closed
+        folder = Path(name, "fr")
+        enrol(folder, file, base=tiny_base)
+        assert umask(usual) == usual
+        assert mode_of(folder) == 0o711
+        made = {path.name: mode_of(path) for path in folder.iterdir()}
+        assert made.keys() >= {"enrolment", "base", "state", "region.toml"}
+        assert not {name for name, mode in made.items() if mode & 0o077}
+        assert {mode_of(path) for path in (folder / "enrolment").iterdir()} == {0o600}
+        require_separation(folder, "64871")  # a number without a name: in no group
+
+
+def test_a_folder_that_is_there_keeps_its_mode(
+    tmp_path: Path, tiny_base: Path, umask: Callable[[int], int]
+) -> None:
+    umask(0o022)
+    (tmp_path / "fr").mkdir()
+    (tmp_path / "fr").chmod(0o750)
+    enrol(
+        tmp_path / "fr",
+        enrolment_file(offline(tmp_path, tiny_base), tmp_path / "fr.json"),
+        base=tiny_base,
+    )
+    assert mode_of(tmp_path / "fr") == 0o750
+    assert mode_of(tmp_path / "fr" / "enrolment") == 0o700
+    assert mode_of(tmp_path / "fr" / "region.toml") == 0o600
 
 
 def test_the_token_stays_in_the_file_it_came_in(region: EnrolledRegion, tmp_path: Path) -> None:
@@ -445,10 +495,10 @@ def test_an_endless_list_is_cut_off(
     tmp_path: Path, tls: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with https(tls, endless) as address:
-        with pytest.raises(BaseError, match=r"BASE\.json: more than 1048576 bytes"):
+        with pytest.raises(BaseError, match=r"BASE\.json: longer than the 1048576 bytes"):
             fetch(address, tls, tmp_path / "base", fingerprint="0" * 64)
         monkeypatch.setattr(client.enrolment, "FETCH_LIMIT_S", -1.0)
-        with pytest.raises(BaseError, match=r"BASE\.json: too slow"):
+        with pytest.raises(BaseError, match=r"BASE\.json: .*too slow, given up"):
             fetch(address, tls, tmp_path / "base", fingerprint="0" * 64)
     assert list(tmp_path.iterdir()) == []
 
@@ -462,7 +512,7 @@ def test_an_endless_file_is_cut_off(tmp_path: Path, tiny_base: Path, tls: Path) 
 
     with (
         https(tls, answer) as address,
-        pytest.raises(BaseError, match=r"image/config\.json: more than \d+ bytes"),
+        pytest.raises(BaseError, match=r"image/config\.json: longer than the \d+ bytes"),
     ):
         known = fingerprint_of(tiny_base)
         fetch(address, tls, tmp_path / "base", fingerprint=known, max_bytes=10**6)

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import RecordDict
-from small_federation import SmallFederation, fails, worse
+from small_federation import SmallFederation, fails, silent, worse
 
 from server import conduct
+from server.control import RunStatus, SuperLinkAway
 from server.history import RoundRecord
 from server.training import abandon, release_numbers, trainings
 from shared.adapter import Adapter, load_adapter
@@ -17,9 +18,7 @@ from shared.release import read_current, read_release
 
 
 @pytest.fixture
-def small(
-    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> SmallFederation:
+def small(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> SmallFederation:
     monkeypatch.setattr(conduct, "POLL_S", 0)
     return SmallFederation(tmp_path / "hq", tiny_base)
 
@@ -28,9 +27,9 @@ def same(one: Adapter, other: Adapter) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def follow(small: SmallFederation, on_line: Callable[[str], object] = len) -> None:
+def follow(small: SmallFederation, on_line: Callable[[str], object] = silent) -> None:
     training = conduct.latest(small.hq)
-    conduct.follow(small.hq, small.control, training, on_line=on_line)  # type: ignore[arg-type]
+    conduct.follow(small.hq, small.control, training, on_line=on_line)
 
 
 def fails_in(small: SmallFederation, number: int) -> None:
@@ -174,6 +173,26 @@ def test_without_a_training_there_is_nothing_to_go_on_with(small: SmallFederatio
         conduct.latest(small.hq)
 
 
+def test_a_superlink_that_starts_again_is_waited_for_and_not_for_ever(
+    small: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, away = small.control.run_status, 2
+
+    def run_status(run_id: int) -> RunStatus:
+        nonlocal away
+        away -= 1
+        if away >= 0:
+            raise SuperLinkAway("headquarters: its SuperLink does not answer")
+        return answers(run_id)
+
+    monkeypatch.setattr(small.control, "run_status", run_status)
+    assert small.train().complete
+    monkeypatch.setattr(conduct, "OUTAGE_S", 0)
+    away = 10
+    with pytest.raises(FederationError, match="does not answer"):
+        follow(small)
+
+
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_run_that_fails_says_how_to_go_on_and_ends_as_if_it_had_not(
     failing: int, small: SmallFederation, tmp_path: Path, tiny_base: Path
@@ -293,7 +312,7 @@ def test_what_is_not_there_is_not_put_into_use(small: SmallFederation) -> None:
 
 def make_table(small: SmallFederation) -> dict[str, dict[str, float]]:
     chosen = conduct.new_matrix(small.hq, {"num-rounds": 1, "region-wait-s": 0}, seed=7)
-    conduct.follow(small.hq, small.control, chosen, on_line=len)  # type: ignore[arg-type]
+    conduct.follow(small.hq, small.control, chosen, on_line=silent)
     return (chosen.history.matrix() or {})["rows"]  # type: ignore[no-any-return]
 
 

@@ -78,7 +78,7 @@ def test_the_candidate_is_compared_with_every_reference_in_every_region(tmp_path
         "3": dict.fromkeys(names, pytest.approx(0.05 * 3)),
         "12": dict.fromkeys(names, pytest.approx(0.05 * 1)),
     }
-    assert gate["candidate"] == dict.fromkeys(names, {"ndcg@10": pytest.approx(0.6)})
+    assert gate["candidate"] == {name: {"ndcg@10": pytest.approx(0.6)} for name in names}
 
 
 def test_the_candidate_is_the_best_round_not_the_last(tmp_path: Path) -> None:

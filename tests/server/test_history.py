@@ -1,5 +1,6 @@
 """What headquarters keeps: whole after a kill, one line where it is damaged."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,92 @@ def test_the_best_round_counts_every_region_the_same(history: History) -> None:
     history.append(record(0, east=0.9, north=0.1), INITIAL)  # mean 0.5
     history.append(record(1, east=0.6, north=0.6), adapter(1))  # mean 0.6
     assert history.best_round() == 1
+
+
+# -- who was there ---------------------------------------------------------------------------------
+
+
+def test_before_the_first_handshake_nobody_is_known(history: History) -> None:
+    assert history.regions() == {}
+    assert history.gate() is None
+    assert history.matrix() is None
+
+
+def test_what_a_region_said_last_is_kept_with_the_time(history: History) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    history.note_regions({"east": {"device": "cpu"}, "north": {"device": "cpu"}}, [])
+    history.note_regions({"east": {"device": "cuda"}}, [])
+    known = history.regions()
+    assert known.keys() == {"east", "north"}
+    assert (known["east"]["device"], known["north"]["device"]) == ("cuda", "cpu")
+    for region in known.values():
+        assert before <= datetime.fromisoformat(region["seen"]) <= datetime.now(UTC)
+        assert region["refused"] is None
+
+
+def test_who_is_refused_is_kept_with_reason_and_what_was_said_before(history: History) -> None:
+    history.note_regions({"east": {"device": "cpu"}}, [])
+    seen = history.regions()["east"]["seen"]
+    refused = [{"region": "east", "reason": "another base"}, {"region": "south", "reason": "late"}]
+    history.note_regions({}, refused)
+    east, south = history.regions()["east"], history.regions()["south"]
+    assert (east["device"], east["seen"], east["refused"]) == ("cpu", seen, "another base")
+    assert datetime.fromisoformat(east["refused_at"]) >= datetime.fromisoformat(seen)
+    assert south.keys() == {"refused", "refused_at"}
+    history.note_regions({"east": {"device": "cpu"}}, [])
+    assert history.regions()["east"]["refused"] is None
+    assert history.regions()["south"]["refused"] == "late"
+
+
+def test_who_is_refused_in_the_handshake_where_it_also_spoke_is_refused(history: History) -> None:
+    history.note_regions({"east": {"device": "cpu"}}, [{"region": "east", "reason": "twice"}])
+    assert history.regions()["east"]["refused"] == "twice"
+
+
+# -- gate and table --------------------------------------------------------------------------------
+
+
+def test_without_references_there_is_the_base(history: History) -> None:
+    keep(history, 0.1, 0.2)
+    ((number, reference),) = history.references().items()
+    assert number == 0
+    assert torch.equal(reference["a"], INITIAL["a"])
+
+
+def test_references_are_read_back_in_the_order_of_their_numbers(history: History) -> None:
+    for number in (10, 2, 1):
+        path = history.folder / "references" / f"{number}.safetensors"
+        save_adapter(path, adapter(number), {"release": str(number)})
+    found = history.references()
+    assert list(found) == [1, 2, 10]  # without the base, once there are releases
+    assert all(torch.equal(one["a"], adapter(number)["a"]) for number, one in found.items())
+
+
+@pytest.mark.parametrize("name", ["gate", "matrix"])
+def test_what_is_kept_of_gate_and_table_is_read_back(history: History, name: str) -> None:
+    value = {"round": 1, "differences": {"0": {"east": {"mean": -0.25}}}, "rejected": []}
+    history.keep(f"{name}.json", value)
+    assert getattr(history, name)() == value
+    other = {"gate": "matrix", "matrix": "gate"}[name]
+    assert getattr(history, other)() is None
+    history.keep(f"{name}.json", {"round": 2})
+    assert getattr(history, name)() == {"round": 2}
+    assert [path.name for path in history.folder.glob(".*")] == []
+
+
+def test_what_json_cannot_say_is_not_written(history: History) -> None:
+    history.keep("gate.json", {"round": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        history.keep("gate.json", {"round": float("nan")})
+    assert history.gate() == {"round": 1}
+
+
+@pytest.mark.parametrize("name", ["gate", "matrix", "regions"])
+@pytest.mark.parametrize("text", ["", "{", "7", "[1]"])
+def test_a_damaged_file_is_one_line(history: History, name: str, text: str) -> None:
+    (history.folder / f"{name}.json").write_text(text)
+    with pytest.raises(FederationError, match=rf"{name}\.json: damaged; remove it and run again"):
+        getattr(history, name)()
 
 
 def test_the_mean_is_over_regions_that_measured() -> None:

@@ -212,6 +212,10 @@ BAD: dict[str, tuple[Region, str]] = {
         with_update(lambda update: {**update, "text/a": torch.full((6,), 1e3)}),
         "update norm 2.45e+03 is above the bound 100",
     ),
+    "norm of 1e30": (
+        with_update(lambda update: {**update, "text/a": torch.full((6,), 1e30)}),
+        "update norm 2.45e+30 is above the bound 100",
+    ),
     "no arrays": (without("arrays"), 'the message has no array record "arrays"'),
     "no metrics": (without("metrics"), 'the message has no metric record "metrics"'),
     "absurd count": (with_metrics(**{"num-examples": 10**9}), "not a count within 0..1000000"),

@@ -70,6 +70,17 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, sent: Adapter) -> No
         load_adapter(path)
 
 
+@pytest.mark.parametrize("position", [-1, -9, 60])  # two numbers, and a letter of the header
+def test_a_flipped_byte_is_found(tmp_path: Path, sent: Adapter, position: int) -> None:
+    path = tmp_path / "one.safetensors"
+    save_adapter(path, sent, {"round": "1"})
+    raw = bytearray(path.read_bytes())
+    raw[position] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(FederationError, match=r"one\.safetensors: damaged; remove the run folder"):
+        load_adapter(path)
+
+
 def test_the_first_tensor_of_another_form_is_named(sent: Adapter) -> None:
     require_same_form(sent, sent)
     with pytest.raises(WireError, match="a: found nothing, expected"):

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.metrics import (
+    difference_of_gains,
+    gain_found,
     grades_of,
+    ideal_gain,
     judged_at_k,
     mrr_at_k,
     ndcg_at_k,
@@ -178,6 +181,135 @@ def ranx(monkeypatch):
 
         monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
         return pytest.importorskip("ranx")
+
+
+def test_gain_found_and_its_ideal_by_hand():
+    lists = [np.array([0, 1 / 2, 1 / 4]), np.array([3.0]), np.empty(0)]
+    assert gain_found(lists, k=10) == pytest.approx([(1 / 2) / LOG3 + (1 / 4) / 2, 3, 0])
+    assert ideal_gain(lists, k=10) == pytest.approx([1 / 2 + (1 / 4) / LOG3, 3, 0])
+    assert gain_found(lists, k=1) == pytest.approx([0, 3, 0])
+    assert ideal_gain(lists, k=1) == pytest.approx([1 / 2, 3, 0])
+    assert gain_found([], k=10).shape == ideal_gain([], k=10).shape == (0,)
+
+
+def test_a_difference_by_hand():
+    found, other, ideal = np.array([3.0, 1.0]), np.array([1.0, 1.0]), np.array([3.0, 1.0])
+    ratio = 2 / 4
+    errors = (2 - ratio * 3) / 2, (0 - ratio * 1) / 2  # the mean ideal is 2
+    mean, variance = difference_of_gains(found, other, ideal)
+    assert mean == pytest.approx(ratio)
+    assert variance == pytest.approx(errors[0] ** 2 + errors[1] ** 2)  # over 2 - 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_where_there_is_no_gain_nothing_differs(count):
+    nothing = np.zeros(count)
+    assert difference_of_gains(nothing, nothing, nothing) == (0.0, 0.0)
+
+
+def test_a_single_query_has_a_mean_and_no_variance():
+    one = np.array([2.0])
+    assert difference_of_gains(one, one / 4, one) == (0.75, 0.0)
+
+
+@st.composite
+def rerankings(draw):
+    """Gains of a few queries in two orders of the same products."""
+    lists = draw(st.lists(GAINS, min_size=1, max_size=8))
+    random = draw(st.randoms(use_true_random=False))
+    return lists, [np.array(random.sample(gains.tolist(), len(gains))) for gains in lists]
+
+
+def compared(ones, others, k=10):
+    return difference_of_gains(
+        gain_found(ones, k=k), gain_found(others, k=k), ideal_gain(ones, k=k)
+    )
+
+
+@given(rerankings(), st.integers(1, 25))
+def test_a_difference_is_that_of_two_ndcgs(both, k):
+    ones, others = both
+    expected = ndcg_of_gains(ones, k=k) - ndcg_of_gains(others, k=k)
+    assert compared(ones, others, k)[0] == pytest.approx(expected, abs=1e-9)
+
+
+@given(rerankings())
+def test_a_ranking_differs_from_itself_by_nothing_for_sure(both):
+    assert compared(both[0], both[0]) == (0.0, 0.0)
+
+
+@given(rerankings())
+def test_the_other_way_round_only_the_sign_changes(both):
+    ones, others = both
+    (there, variance), (back, other_variance) = compared(ones, others), compared(others, ones)
+    assert there == pytest.approx(-back, abs=1e-12)
+    assert variance == pytest.approx(other_variance, rel=1e-6, abs=1e-12)
+
+
+@given(rerankings(), st.floats(0.01, 100))
+def test_the_unit_of_gain_does_not_matter(both, unit):
+    ones, others = both
+    scaled = compared([gains * unit for gains in ones], [gains * unit for gains in others])
+    assert scaled == pytest.approx(compared(ones, others), rel=1e-6, abs=1e-9)
+
+
+@given(rerankings())
+def test_the_order_of_queries_does_not_matter(both):
+    ones, others = both
+    assert compared(ones[::-1], others[::-1]) == pytest.approx(
+        compared(ones, others), rel=1e-6, abs=1e-9
+    )
+
+
+@given(rerankings())
+def test_differences_add_up_and_stay_within_one(both):
+    ones, others = both
+    third = [np.sort(gains) for gains in ones]
+    steps = compared(ones, others)[0] + compared(others, third)[0]
+    assert compared(ones, third)[0] == pytest.approx(steps, abs=1e-9)
+    assert -1 - 1e-9 <= compared(ones, others)[0] <= 1 + 1e-9
+    assert compared(ones, others)[1] >= 0
+
+
+def log_of_queries(rng, count):
+    """Gains of many queries in two orders, the first one a little better on average."""
+    ones, others = [], []
+    for _ in range(count):
+        gains = rng.exponential(size=rng.integers(1, 9)) * rng.lognormal(sigma=0.7)
+        ones.append(gains[np.argsort(-gains + rng.normal(scale=1.0, size=len(gains)))])
+        others.append(gains[rng.permutation(len(gains))])
+    return gain_found(ones, k=10), gain_found(others, k=10), ideal_gain(ones, k=10)
+
+
+def test_the_squared_standard_error_agrees_with_the_jackknife():
+    """Leaving each query out in turn (Efron and Stein 1981), which knows no formula."""
+    found, other, ideal = log_of_queries(np.random.default_rng(5), 150)
+    _, variance = difference_of_gains(found, other, ideal)
+    left = [
+        np.delete(found - other, q).sum() / np.delete(ideal, q).sum() for q in range(len(ideal))
+    ]
+    jackknife = (len(left) - 1) * np.var(left)
+    assert variance / len(ideal) == pytest.approx(jackknife, rel=0.05)
+
+
+def test_the_squared_standard_error_agrees_with_the_bootstrap():
+    rng = np.random.default_rng(6)
+    found, other, ideal = log_of_queries(rng, 150)
+    _, variance = difference_of_gains(found, other, ideal)
+    drawn = rng.integers(len(ideal), size=(4000, len(ideal)))
+    ratios = (found - other)[drawn].sum(axis=1) / ideal[drawn].sum(axis=1)
+    assert variance / len(ideal) == pytest.approx(ratios.var(), rel=0.1)
+
+
+def test_the_standard_error_is_how_much_repeated_logs_differ():
+    rng = np.random.default_rng(8)
+    means, squared = [], []
+    for _ in range(300):
+        found, other, ideal = log_of_queries(rng, 60)
+        mean, variance = difference_of_gains(found, other, ideal)
+        means.append(mean)
+        squared.append(variance / len(ideal))
+    assert np.mean(squared) == pytest.approx(np.var(means), rel=0.2)
 
 
 def test_equals_ranx(ranx):

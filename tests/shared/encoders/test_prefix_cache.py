@@ -13,7 +13,9 @@ from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import (
     ImagePrefixes,
     TextPrefixes,
+    image_folder,
     image_prefixes,
+    text_folder,
     text_prefixes,
 )
 from shared.encoders.text import TextTower
@@ -47,6 +49,22 @@ def fresh_texts(encoder: Encoder, texts: list[str]) -> TextPrefixes:
 
 def fresh_images(encoder: Encoder, photos: list[Path]) -> ImagePrefixes:
     return ImagePrefixes(encoder.image.prefix(photos).numpy(), np.ones(len(photos), dtype=np.bool_))
+
+
+def test_a_list_is_kept_where_it_is_said_to_be(
+    tmp_path: Path, encoder: Encoder, photos: list[Path]
+) -> None:
+    places = [
+        text_folder(tmp_path, encoder.text, BASE, TEXTS),
+        image_folder(tmp_path, encoder.image, BASE, [None, *photos]),
+    ]
+    assert folders(tmp_path) == []
+    text_prefixes(tmp_path, encoder.text, BASE, TEXTS)
+    image_prefixes(tmp_path, encoder.image, BASE, [None, *photos])
+    assert folders(tmp_path) == sorted(place.name for place in places)
+    assert {place.parent for place in places} == {tmp_path}
+    with pytest.raises(DataError, match="No such file"):
+        image_folder(tmp_path, encoder.image, BASE, [tmp_path / "gone.png"])
 
 
 def test_kept_and_fresh_vectors_agree(
