@@ -70,7 +70,8 @@ def test_a_table_of_hits_with_its_stamp(folder: Path) -> None:
 
 
 def test_json_says_the_same(folder: Path) -> None:
-    result = runner.invoke(app, ["search", "--region", str(folder), "red boots", "--k", "2", "--json"])
+    arguments = ["--region", str(folder), "red boots", "--k", "2", "--json"]
+    result = runner.invoke(app, ["search", *arguments])
     answer = json.loads(result.stdout)
     assert {
         key: answer[key] for key in ("region", "release", "encoder_digest", "catalog_changed")
@@ -89,7 +90,8 @@ def test_a_photo_and_a_photo_with_words(folder: Path) -> None:
         path = folder / f"{photo}.jpg"
         path.touch()
         arguments = ["--region", str(folder), *words, "--image", str(path), "--json"]
-        assert json.loads(runner.invoke(app, ["search", *arguments]).stdout)["hits"][0]["product_id"] == best
+        answer = json.loads(runner.invoke(app, ["search", *arguments]).stdout)
+        assert answer["hits"][0]["product_id"] == best
 
 
 def test_an_index_of_an_older_catalog_says_so(folder: Path) -> None:
