@@ -16,6 +16,7 @@ from server.strategy import CheckedFedAvg
 from shared import wire
 from shared.adapter import Adapter, schema_hash
 from shared.config import FederationConfig, parse_run_config
+from shared.durable import locked
 from shared.errors import ConfigError
 
 log = logging.getLogger("fedshelf.server")
@@ -32,6 +33,12 @@ def main(grid: Grid, context: Context) -> None:
             'run config: "run-dir" is empty; pass the folder "fedshelf simulate" made'
         )
     history = History(Path(config.run_dir, "headquarters"))
+    history.base_fingerprint()  # raises where this is no run folder, before anything is written
+    with locked(history.folder):  # a second run of one training waits, and finds it done
+        _run(grid, config, history)
+
+
+def _run(grid: Grid, config: FederationConfig, history: History) -> None:
     if config.task == "matrix":
         run_matrix(grid, config, history, meet=_meet(config, history))
         return

@@ -46,6 +46,8 @@ def ask_gate(
     differences, metrics, rejected = compare_in_regions(
         grid, config, meet(grid), history.adapter(best), references, purpose=wire.GATE
     )
+    if history.gate() is not None:
+        return  # given up meanwhile
     decision = decide(differences, gate_rule(config))
     log.info(
         "gate: round %d is %s%s",
