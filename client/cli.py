@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shared.errors import RetrievalError
+from shared.errors import FedshelfError, RetrievalError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -211,9 +211,14 @@ def _open(folder: Path) -> "tuple[Region, Searcher]":
     from shared.retrieval.search import Searcher
 
     region = open_region(folder)
-    release = read_pointer(region.state).release
-    encoder = load_region_encoder(folder, region.config, release=release)
-    return region, Searcher.open(region.state, encoder, region.catalog)
+    while True:
+        pointer = read_pointer(region.state)
+        try:
+            encoder = load_region_encoder(folder, region.config, release=pointer.release)
+            return region, Searcher.open(region.state, encoder, region.catalog)
+        except FedshelfError:
+            if read_pointer(region.state) == pointer:
+                raise  # else another release came into use meanwhile, and that one answers
 
 
 def _stamp(region: "Region", searcher: "Searcher") -> dict[str, Any]:

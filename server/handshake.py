@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Error, Message
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 
 from shared import wire
@@ -52,11 +53,12 @@ def handshake(grid: Grid, config: FederationConfig, fingerprint: str, schema: st
     """
     nodes = wait_for_nodes(grid, config)
     requests = [Message(wire.describe_request(), node, wire.DESCRIBE) for node in sorted(nodes)]
-    replies = list(grid.send_and_receive(requests, timeout=config.describe_timeout_s))
+    answered = grid.send_and_receive(requests, timeout=config.describe_timeout_s)
+    replies, given_up = of_regions(answered)
     descriptions: dict[int, wire.Description] = {}
+    silent = nodes.keys() - {reply.metadata.src_node_id for reply in replies}
     refused: dict[int, str] = dict.fromkeys(
-        nodes.keys() - {reply.metadata.src_node_id for reply in replies},
-        f"no reply within {config.describe_timeout_s:.0f} s",
+        silent, why_silent(len(silent), given_up, timeout_s=config.describe_timeout_s)
     )
     for reply in sorted(replies, key=lambda message: message.metadata.src_node_id):
         node = reply.metadata.src_node_id
@@ -103,6 +105,33 @@ def wait_for_nodes(grid: Grid, config: FederationConfig) -> dict[int, str]:
                 f"{config.min_regions}; start the missing ones or lower min-regions"
             )
         time.sleep(0.2)
+
+
+def of_regions(replies: Iterable[Message]) -> tuple[list[Message], int]:
+    """Part what regions answered from what Flower says of nodes that it has given up.
+
+    Flower answers in its own name for a node whose connection was lost, and does not say for which.
+
+    Returns:
+        The regions' replies, and for how many nodes Flower has answered.
+    """
+    every = list(replies)
+    theirs = [each for each in every if each.metadata.src_node_id != SUPERLINK_NODE_ID]
+    return theirs, len(every) - len(theirs)
+
+
+def why_silent(silent: int, given_up: int, *, timeout_s: float) -> str:
+    """Why nodes have not answered, as far as that can be known.
+
+    Args:
+        silent: how many have not.
+        given_up: how many of them Flower has given up.
+        timeout_s: how long was waited for the others.
+    """
+    if given_up >= silent:
+        return "its connection was lost before it answered"
+    late = f"no reply within {timeout_s:.0f} s"
+    return f"{late}, or its connection was lost" if given_up else late
 
 
 def failure_kind(error: Error) -> str:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from flwr.app import Message, RecordDict
 
-from server.handshake import failure_kind
+from server.handshake import failure_kind, of_regions, why_silent
 from shared.errors import WireError
 
 log = logging.getLogger("fedshelf.server")
@@ -43,7 +43,8 @@ def sort_replies(
         log.warning('%s: region "%s" rejected: %s', where, region, reason)
         rejected.append({"region": region, "reason": reason})
 
-    for message in replies:
+    answers, given_up = of_regions(replies)
+    for message in answers:
         region = cohort.get(message.metadata.src_node_id)
         if region is None or region not in silent:
             reject(region or "unknown node", "a reply that nobody asked for")
@@ -56,5 +57,5 @@ def sort_replies(
         except WireError as error:
             reject(region, str(error))
     for region in sorted(silent):
-        reject(region, f"no reply within {timeout_s:.0f} s")
+        reject(region, why_silent(len(silent), given_up, timeout_s=timeout_s))
     return passed, rejected

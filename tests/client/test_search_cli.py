@@ -125,6 +125,24 @@ def test_another_encoder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert "made by encoder eeeeeeeeeeee" in str(error)
 
 
+def test_a_release_that_comes_into_use_meanwhile_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index changes after it was read which release is in use, and before it is opened."""
+    newer = BagOfWords()
+    newer.digest = "f" * 64
+
+    def load(*_: object, release: int) -> BagOfWords:
+        if release == 4:
+            build_region_index(open_region(folder), newer, release=5)
+            return BagOfWords()
+        return newer
+
+    monkeypatch.setattr(client.indexing, "load_region_encoder", load)
+    result = runner.invoke(app, ["search", "--region", str(folder), "red boots", "--json"])
+    assert json.loads(result.stdout)["release"] == 5
+
+
 def test_help_imports_nothing_heavy() -> None:
     heavy = ("torch", "faiss", "polars", "numpy", "transformers", "timm", "peft", "flwr")
     code = f"import sys, client.cli; print([m for m in {heavy} if m in sys.modules])"

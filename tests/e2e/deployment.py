@@ -34,7 +34,7 @@ from simulations.engine import run_engine
 from simulations.regions import write_region_toml
 
 DEADLINE_S = 300.0
-POLL_S = 0.05
+POLL_S = 0.02
 SEED = 7
 # Whatever these few gate clicks say, the gate accepts; and training takes a while, so that it can
 # be hit in the middle.

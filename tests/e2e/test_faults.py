@@ -36,7 +36,9 @@ from deployment import (
     wait_until_busy,
 )
 
-from client.decisions import changing
+from client.decisions import changing, read_state
+from server.conduct import put_into_use
+from server.headquarters import open_headquarters
 from server.training import Training
 from shared.audit import read_audit
 from shared.durable import replace_file
@@ -140,21 +142,24 @@ def test_a_killed_server_app_and_a_killed_superexec_are_resumed(deployment: Depl
     assert_as_undisturbed(deployment, run, 2)
 
 
-def test_a_killed_supernode_costs_its_region_one_round(deployment: Deployment) -> None:
+def test_a_killed_supernode_costs_its_region_the_round(deployment: Deployment) -> None:
     region = deployment.daemons[VICTIM]
-    with deployment.training(rounds=2) as run:
+    with deployment.training(rounds=1) as run:
         run.wait_for_round(1)
         wait_until_busy(region.pid("worker"), 0.1)
         region.wait_for_another("supernode", region.kill("supernode"))
         run.wait()
-    first, second = run.rounds[1:]
-    assert {entry["region"] for entry in first.rejected} == {VICTIM}
-    assert sorted(first.validation)[-2:] == OTHERS
-    assert second.cohort == [VICTIM, *OTHERS]
-    assert second.rejected == []
-    assert not same(run.history.adapter(1), deployment.reference.rounds(2)[1])
+    (lost,) = run.rounds[1:]
+    reason = "its connection was lost before it answered"
+    assert lost.cohort == [VICTIM, *OTHERS]
+    assert lost.rejected[0] == {"region": VICTIM, "reason": reason}
+    assert {entry["region"] for entry in lost.rejected} == {VICTIM}
+    assert set(lost.validation) >= set(OTHERS)
+    assert not same(run.history.adapter(1), deployment.reference.rounds(1)[1])
     assert Training(run.folder).release is not None
-    assert f"  {VICTIM}: " in run.said
+    assert f"  {VICTIM}: {reason}" in run.said
+    # Flower lets a node in again only after it has given up the one that was killed.
+    deployment.wait_until_online(deployment.reference.regions)
 
 
 def test_a_region_that_hangs_is_named_and_comes_back(deployment: Deployment) -> None:
@@ -264,9 +269,9 @@ def in_use_everywhere(deployment: Deployment, release: int) -> bool:
 def test_a_worker_killed_while_it_publishes_leaves_the_old_index(deployment: Deployment) -> None:
     region, state = deployment.daemons[VICTIM], state_of(deployment)
     assert answering_release(deployment) == 0
-    worker = region.pid("worker")
-    deployment.server("promote", 1)
-    wait_until("release 1 is pulled", lambda: (state / "releases" / "1").exists())
+    worker, hq = region.pid("worker"), open_headquarters(deployment.hq)
+    put_into_use(hq, 1, event="release.promoted")  # not as a command: every moment counts
+    wait_until("release 1 is known", lambda: read_state(state).seen is not None)
     with changing(state):  # so that it cannot swap
         wait_until("its index is built", lambda: list((state / "indexes").glob("1-*")))
         assert deployment.in_use(VICTIM) == 0
@@ -288,9 +293,9 @@ def test_a_full_disk_in_a_region_leaves_the_old_index(deployment: Deployment) ->
             wait_until("it is noted", lambda: events(deployment)[-1] == "publication.failed")
             assert answering_release(deployment) == deployment.in_use(VICTIM) == 1
             assert not leftovers(state)
-            (why,) = [entry.facts["reason"] for entry in read_audit(state / "audit.jsonl")][-1:]
-            assert "No space left on device" in str(why)
-            assert str(why) in (state / "worker.log").read_text(encoding="utf-8")
+            why = str(read_audit(state / "audit.jsonl")[-1].facts["reason"])
+            assert "disk is full" in why or "No space left on device" in why
+            assert why in (state / "worker.log").read_text(encoding="utf-8").splitlines()
             filling.unlink()
             wait_until("release 2 is in use", lambda: in_use_everywhere(deployment, 2))
             os.kill(worker, signal.SIGSTOP)
@@ -341,7 +346,7 @@ def test_a_key_that_was_not_admitted_gets_nowhere(deployment: Deployment) -> Non
     wait_until("it is refused", lambda: "supernode: ended with" in stranger.said)
     stranger.interrupt()
     log = (deployment.region(name) / "state" / "supernode.log").read_text(encoding="utf-8")
-    assert "not registered" in log or "Unauthenticated" in log, log
+    assert "Failed to activate SuperNode" in log
     rows = deployment.server_json("status")["regions"]
     assert [row["region"] for row in rows if row["online"]] == [VICTIM, *OTHERS]
     shutil.rmtree(deployment.region(name))

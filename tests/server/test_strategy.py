@@ -8,8 +8,9 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID
 
-from server.handshake import Meeting, failure_kind
+from server.handshake import Meeting, failure_kind, why_silent
 from server.history import RoundRecord
 from server.strategy import CheckedFedAvg
 from shared import wire
@@ -252,6 +253,25 @@ def test_silence_is_recorded() -> None:
     silent = {"region": "south", "reason": "no reply within 5 s"}
     assert record.rejected == [silent, silent]  # to train, and to evaluate
     assert equal(mean, run({name: good(name) for name in NAMES[:2]})[1][0])
+
+
+def test_a_region_that_flower_has_given_up_is_named() -> None:
+    def given_up(replies: list[Message]) -> list[Message]:
+        """Flower answers in its own name, and does not say for whom."""
+        notice = Message(RecordDict(), dst_node_id=1, message_type="train")
+        notice.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+        return [notice, *replies[:2]]
+
+    regions = {name: good(name) for name in NAMES}
+    (record,), (mean,) = run(regions, given_up)
+    lost = {"region": "south", "reason": "its connection was lost before it answered"}
+    assert record.rejected == [lost, lost]
+    assert equal(mean, run({name: good(name) for name in NAMES[:2]})[1][0])
+
+
+def test_one_given_up_and_one_silent_cannot_be_told_apart() -> None:
+    assert why_silent(2, 1, timeout_s=5) == "no reply within 5 s, or its connection was lost"
+    assert why_silent(2, 0, timeout_s=5) == "no reply within 5 s"
 
 
 def test_a_second_reply_does_not_count_twice() -> None:
