@@ -29,6 +29,7 @@ from shared.supervise import Process, flower_environment, program_beside_python
 
 _LOOPBACK = "127.0.0.1"
 _SECRET = "superexec.secret"
+_LEASE_S = 45.0  # Flower refuses a node that was killed until its lease has run out
 
 
 def region_processes(
@@ -108,6 +109,7 @@ def supernode_process(
         log=folder / config.state / "supernode.log",
         user=user,
         ready=lambda: _accepts(runtime_port),
+        restart_after_s=_LEASE_S,
     )
 
 

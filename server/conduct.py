@@ -133,7 +133,8 @@ def follow(
         ending = f"{status.sub_status} {status.details}".rstrip()
         raise FederationError(
             f"training {training.number}: Flower run {run_id} ended as {ending}; "
-            f'{hq.logs}/superexec.log says why; go on with "fedshelf server train --resume"'
+            f'"FLWR_HOME={hq.flower} flwr log {run_id} prod" says more; go on with '
+            '"fedshelf server train --resume"'
         )
 
 

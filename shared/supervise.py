@@ -46,6 +46,7 @@ class Process:
         ready_timeout_s: it has failed if it is not ready after so long.
         stop_signal: asks it, and all it started, to end.
         grace_s: from that signal to SIGKILL.
+        restart_after_s: it is not started again sooner than this after it failed.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Process:
     ready_timeout_s: float = 60.0
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 10.0
+    restart_after_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,8 @@ class Supervisor:
                 f"{rules.window_s:g} s; read {process.log}, mend the cause and start again"
             )
         delay = rules.first_delay_s * 2 ** (len(child.failures) - 1)
-        child.due = now + min(delay, rules.longest_delay_s)
+        delay = max(min(delay, rules.longest_delay_s), child.process.restart_after_s)
+        child.due = now + delay
         self._on_event(
             f"{process.name}: {fault}, starts again in {child.due - now:g} s (log: {process.log})"
         )

@@ -202,7 +202,8 @@ def test_a_run_that_fails_says_how_to_go_on_and_ends_as_if_it_had_not(
         small.train()
     assert str(caught.value) == (
         "training 1: Flower run 1 ended as failed FederationError; "
-        f'{small.hq.logs}/superexec.log says why; go on with "fedshelf server train --resume"'
+        f'"FLWR_HOME={small.hq.flower} flwr log 1 prod" says more; go on with '
+        '"fedshelf server train --resume"'
     )
     cut = conduct.latest(small.hq)
     assert [record.round for record in cut.history.rounds()] == list(range(failing))

@@ -209,6 +209,16 @@ def test_delays_double_up_to_a_bound(
     assert said == ["0.01", "0.02", "0.025"]
 
 
+def test_a_process_may_ask_for_a_longer_delay(
+    python: Callable[..., Process], supervise_: Make, events: list[str]
+) -> None:
+    slow = python("broken", "raise SystemExit(1)", restart_after_s=0.05)
+    with pytest.raises(FederationError):
+        supervise_(slow, restarts=Restarts(0.01, 0.02, max_failures=2)).run()
+    said = [event.split(" again in ")[1].split()[0] for event in events if " again in " in event]
+    assert said == ["0.05", "0.05"]
+
+
 def test_a_process_that_ends_at_its_start_stops_the_others(
     python: Callable[..., Process], supervise_: Make, events: list[str], tmp_path: Path
 ) -> None:
