@@ -128,7 +128,7 @@ class PublicationConfig(_Strict):
     max_release_bytes: int = Field(default=2**30, ge=1)
     tolerance: float = Field(default=0.02, ge=0)  # nDCG@10 a release may lose on the gate clicks
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    min_queries: int = Field(default=30, ge=2)  # with fewer, gate clicks cannot decline a release
+    min_queries: int = Field(default=100, ge=2)  # with fewer, gate clicks cannot decline a release
     canaries: str | None = None  # JSON: queries that must find given products
 
 

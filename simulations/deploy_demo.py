@@ -5,7 +5,7 @@ train, gate, publish, search in every region, train again, roll back. The same d
 `fedshelf simulate` first, and both must end with the same adapter. Every process is stopped at the
 end, whatever happens.
 
-    python -m simulations.deploy_demo OUT [--preset tiny] [--rounds 2]
+    python -m simulations.deploy_demo OUT [--preset tiny] [--rounds 4]
 
 With `--without-workers` there is no resident worker: Flower starts a process that loads encoders
 and data for every message. It ends after the first training, whose round times are to compare.
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--preset", default="starter", help="of the base")
     parser.add_argument("--regions", type=int, default=3, help="how many")
-    parser.add_argument("--rounds", type=int, default=2, help="of the first training")
+    parser.add_argument("--rounds", type=int, default=4, help="of the first training")
     parser.add_argument("--without-workers", action="store_true", help="to compare round times")
     given = parser.parse_args(arguments)
     try:

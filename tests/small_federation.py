@@ -29,7 +29,7 @@ from simulations.engine import LocalGrid
 BASE = "b" * 64
 INITIAL: Adapter = {"fusion/gate": torch.tensor([0.0, -1.0]), "text/a": torch.ones(3)}
 STEP = 0.125  # sums of it are exact
-QUERIES = 40  # of each region, enough for the gate
+QUERIES = 120  # of each region, enough for the gate
 VARIANCE = 0.0001  # of one query's difference
 Reply = Callable[[RecordDict], RecordDict]
 

@@ -131,12 +131,12 @@ def test_lines_of_a_round_and_of_a_gate(small: SmallFederation) -> None:
         region.spoilt["gate"] = worse(region)
     gate = small.train(rounds=1).history.gate()
     assert gate is not None
-    bounds = {"mean": -0.3018, "east": -0.3026, "north": -0.3026}  # 1.645 * 0.01 / sqrt(80), (40)
+    bounds = {"mean": -0.3011, "east": -0.3015, "north": -0.3015}  # 1.645 * 0.01 / sqrt(240), (120)
     assert list(conduct.gate_lines(gate)) == [
         "gate: round 1 is declined",
         *(
             f"  against release 0, {scope}: -0.3000, lower bound {bound:+.4f}, "
-            f"{80 if scope == 'mean' else 40} queries, failed"
+            f"{240 if scope == 'mean' else 120} queries, failed"
             for scope, bound in bounds.items()
         ),
         *(f"  {reason}" for reason in gate["decision"]["reasons"]),

@@ -153,8 +153,8 @@ def rising(region: SmallRegion) -> Reply:
         ({"gate-tolerance": 0.06}, True),
         ({"gate-tolerance": 0.0501}, False),  # the bound is below the mean, by 1.64 * 0.0016 ...
         ({"gate-tolerance": 0.0501, "gate-confidence": 0.501}, True),  # ... and here by nothing
-        ({"gate-tolerance": 0.06, "gate-min-queries": 121}, False),  # 3 x 40 queries
-        ({"gate-tolerance": 0.06, "gate-min-queries": 120}, True),
+        ({"gate-tolerance": 0.06, "gate-min-queries": 361}, False),  # 3 x 120 queries
+        ({"gate-tolerance": 0.06, "gate-min-queries": 360}, True),
     ],
 )
 def test_the_rule_is_that_of_the_run_config(
