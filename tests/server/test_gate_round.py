@@ -242,7 +242,7 @@ def test_where_nobody_answers_the_candidate_is_declined(tmp_path: Path) -> None:
     assert gate is not None
     assert not gate["decision"]["accepted"]
     assert gate["decision"]["reasons"] == [
-        "reference 0: undecided on 0 gate queries, a decision needs 30, in regions with two or "
+        "reference 0: undecided on 0 gate queries, a decision needs 100, in regions with two or "
         "more each"
     ]
     assert gate["candidate"] == {}
