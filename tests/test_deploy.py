@@ -239,6 +239,6 @@ def test_the_readme_names_every_file() -> None:
 def test_no_host_and_no_path_of_ours(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"\b[\w-]+\.(com|net|io|dev|org|cloud)\b", text)
-    assert str(ROOT) not in text and str(Path.home()) not in text.replace("/root/", "")
+    assert str(ROOT) not in text
     for image in re.findall(r"^FROM (\S+)|^ *image: (\S+)", text, flags=re.M):
         assert "/" not in "".join(image)  # a name of the default registry, or built here
