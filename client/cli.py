@@ -4,13 +4,13 @@ Only typer is imported up here: torch, FAISS and polars take seconds, and `--hel
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.cli import line_printer
 from shared.errors import FedshelfError, RetrievalError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def search(
         Path | None, typer.Option(help="A photo, instead of words or with them.")
     ] = None,
     k: Annotated[int, typer.Option("--k", min=1, help="How many products.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    as_json: _Json = False,
 ) -> None:
     """Search a region's catalog through its current index."""
     text = query if query and query.strip() else None
@@ -122,7 +122,7 @@ def up(
     folder = _folder(at).resolve()
     config = load_region_config(folder)
     processes = region_processes(folder, config, node_user=node_user, app_user=app_user)
-    echo = _echo(as_json)
+    echo = line_printer(as_json)
     if node_user is None:
         echo("all processes run as one user: headquarters' code could read this region")
     supervisor = Supervisor(processes, on_event=echo)
@@ -142,15 +142,14 @@ def worker(
     """Run the worker alone: it owns data, encoders, training and the index."""
     from client.resident import run_worker
 
-    run_worker(_folder(at), group=group, on_line=_echo(as_json))
+    run_worker(_folder(at), group=group, on_line=line_printer(as_json))
 
 
 @region.command()
 def releases(at: _Region = _HERE, as_json: _Json = False) -> None:
     """Releases on disk, what this region said of them, and which is in use."""
-    from dataclasses import asdict
-
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from client.publication import list_releases
@@ -162,7 +161,7 @@ def releases(at: _Region = _HERE, as_json: _Json = False) -> None:
     table = Table("release", "on disk", "index", "said", "why", "")
     for row in rows:
         marks = [mark for mark, set_ in (("in use", row.in_use), ("pinned", row.pinned)) if set_]
-        have = [_yes(row.on_disk), _yes(row.indexed), row.verdict or "", row.reason or ""]
+        have = [_yes(row.on_disk), _yes(row.indexed), row.verdict, escape(row.reason)]
         table.add_row(str(row.number), *have, ", ".join(marks))
     Console().print(table)
 
@@ -172,7 +171,7 @@ def accept(number: _Number, at: _Region = _HERE, as_json: _Json = False) -> None
     """Take a waiting or declined release into use."""
     from client.publication import accept as accept_release
 
-    _echo(as_json)(accept_release(_folder(at), number))
+    line_printer(as_json)(accept_release(_folder(at), number))
 
 
 @region.command()
@@ -180,7 +179,7 @@ def pin(number: _Number, at: _Region = _HERE, as_json: _Json = False) -> None:
     """Stay with a release whatever headquarters publishes."""
     from client.publication import pin as pin_release
 
-    _echo(as_json)(pin_release(_folder(at), number))
+    line_printer(as_json)(pin_release(_folder(at), number))
 
 
 @region.command()
@@ -188,12 +187,7 @@ def unpin(at: _Region = _HERE, as_json: _Json = False) -> None:
     """Follow headquarters again."""
     from client.publication import unpin as unpin_release
 
-    _echo(as_json)(unpin_release(_folder(at)))
-
-
-def _echo(as_json: bool) -> Callable[[str], None]:
-    """Says one line at a time, as text or as one JSON object a line."""
-    return (lambda line: typer.echo(json.dumps({"event": line}))) if as_json else typer.echo
+    line_printer(as_json)(unpin_release(_folder(at)))
 
 
 def _folder(at: Path) -> Path:

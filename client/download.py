@@ -21,10 +21,10 @@ from typing import Any, Self
 import httpcore
 
 from shared.errors import ConfigError, FedshelfError, ReleaseError
+from shared.release import SAFE_NAME
 
 SILENCE_S = 30.0  # longest wait for a connection, or for the next byte
 LIMIT_S = 1800.0  # for everything fetched through one `Download`, however slowly it drips
-SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _ADDRESS = re.compile(r"https://[A-Za-z0-9.-]+(:(?P<port>[0-9]{1,5}))?(/[A-Za-z0-9_.-]+)*/?")
 _HEADERS: Mapping[bytes | str, bytes | str] = {
     "Accept-Encoding": "identity",

@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
-from client.download import SAFE_NAME, Download
+from client.download import Download
 from shared.durable import canonical_json, locked, new_folder, replace_file
 from shared.enrolment import (
     MAX_ENROLMENT_BYTES,
@@ -44,9 +44,9 @@ from shared.enrolment import (
     openssh_line,
     prove,
     token_digest,
-    write_private,
 )
 from shared.errors import BaseError, ConfigError, FederationError
+from shared.release import SAFE_NAME
 from shared.schema import (
     BaseConfig,
     HeadquartersConfig,
@@ -280,9 +280,8 @@ def _own_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """The region's private key, made if there is none, in the form that Flower loads."""
     if not path.exists():
         fresh = ec.generate_private_key(ec.SECP384R1())
-        write_private(
-            path, fresh.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-        )
+        pem = fresh.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        replace_file(path, pem, private=True)
     try:
         key = load_ssh_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError):  # TypeError: it is encrypted

@@ -23,6 +23,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+from shared.durable import replace_file
 from shared.errors import ConfigError
 from shared.schema import HeadquartersConfig, RegionConfig
 from shared.supervise import Process, flower_environment, program_beside_python
@@ -59,7 +60,7 @@ def region_processes(
     return (
         worker_process(folder, config, group=_group_of(app_user), user=_owner(folder, node_user)),
         supernode_process(folder, config, runtime_port=port, user=node_user),
-        superexec_process(folder, runtime_port=port, user=app_user),
+        superexec_process(folder, config, runtime_port=port, user=app_user),
     )
 
 
@@ -113,7 +114,9 @@ def supernode_process(
     )
 
 
-def superexec_process(folder: Path, *, runtime_port: int, user: str | None) -> Process:
+def superexec_process(
+    folder: Path, config: RegionConfig, *, runtime_port: int, user: str | None
+) -> Process:
     """Flower's SuperExec, which starts a ClientApp for every message.
 
     Raises:
@@ -131,7 +134,7 @@ def superexec_process(folder: Path, *, runtime_port: int, user: str | None) -> P
         argv=argv,
         env=flower_environment(home),
         cwd=home,
-        log=folder / "state" / "superexec.log",
+        log=folder / config.state / "superexec.log",
         user=user,
     )
 
@@ -154,6 +157,8 @@ def _prepare(
         ("app", app_user, {}),
     ):
         home = folder / name
+        if home.is_symlink():  # root would write, and give away, whatever it leads to
+            raise ConfigError(f"{home}: a link; remove it, a folder is made there")
         home.mkdir(mode=0o700, exist_ok=True)
         _give(home, user)
         for copy, source in files.items():
@@ -163,17 +168,14 @@ def _prepare(
 
 def _write(path: Path, data: bytes, user: str | None) -> None:
     """Write a secret that only one user may read."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+    replace_file(path, data, private=True)
     _give(path, user)
 
 
 def _give(path: Path, user: str | None) -> None:
     if user is not None:
         found = pwd.getpwnam(user)
-        os.chown(path, found.pw_uid, found.pw_gid)
+        os.chown(path, found.pw_uid, found.pw_gid, follow_symlinks=False)
 
 
 def _require_users(node_user: str | None, app_user: str | None) -> None:

@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from shared.durable import locked, replace_file
-from shared.enrolment import write_private
 from shared.errors import ConfigError
 
 AUTHORITY_VALIDITY = timedelta(days=3652)
@@ -58,7 +57,7 @@ def make_authority(
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_key_usage(authority=True), critical=True)
         )
-        write_private(folder / "ca.key", _pem(key))
+        replace_file(folder / "ca.key", _pem(key), private=True)
         replace_file(folder / "ca.crt", _sign(unsigned, key))
 
 
@@ -117,14 +116,14 @@ def certificate_expiry(path: Path) -> datetime:
 def _replace_pair(folder: Path, key: bytes, certificate: bytes) -> None:
     path = folder / "server.key"
     former = path.read_bytes() if path.exists() else None
-    write_private(path, key)
+    replace_file(path, key, private=True)
     try:
         replace_file(folder / "server.crt", certificate)
     except BaseException:
         if former is None:
             path.unlink()
         else:
-            write_private(path, former)
+            replace_file(path, former, private=True)
         raise
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.cli import line_printer
 from shared.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,13 +28,6 @@ _Region = Annotated[str, typer.Argument(help="Name of the region.")]
 _Number = Annotated[int, typer.Argument(min=1, help="Number of the release.")]
 _Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 _HERE = Path()
-_FIXED = {  # keys of the run config that are not for --set, and why
-    "run-dir": "headquarters chooses it",
-    "task": 'headquarters chooses it; "fedshelf server matrix" is the other one',
-    "num-rounds": "use --rounds",
-    "seed": "use --seed",
-    "gate": "a release without a gate is not for shoppers; gate-tolerance can be raised",
-}
 _NO_KNOBS = ("run-dir", "task", "gate", "num-rounds", "seed")  # an option says it, or nobody may
 
 
@@ -95,7 +89,7 @@ def up(folder: _Dir = _HERE, as_json: _Json = False) -> None:
     hq = _open(folder)
     ports = Ports(public=hq.config.port, superlink=hq.config.superlink_port)
     prepare(hq.folder, ports)
-    echo = _echo(as_json)
+    echo = line_printer(as_json)
     supervisor = Supervisor(headquarters_processes(hq.folder, ports), on_event=echo)
     supervisor.start()
     echo(f"headquarters is up at {hq.config.address}; Ctrl-C stops it")
@@ -226,7 +220,7 @@ def schedule(
     """Train again and again, in the foreground; an unfinished training is resumed first."""
     from server.schedule import run_schedule
 
-    hq, echo = _open(folder), _echo(as_json)
+    hq, echo = _open(folder), line_printer(as_json)
 
     def once(chosen: "Training") -> None:
         _conduct(hq, chosen, promote=promote, echo=echo)
@@ -316,7 +310,7 @@ def dashboard(
     """Serve a page of all this, on loopback, until interrupted."""
     from server.dashboard import serve_dashboard
 
-    echo = _echo(as_json)
+    echo = line_printer(as_json)
     serve_dashboard(
         _open(folder).folder,
         host=host,
@@ -350,7 +344,8 @@ def rotate_key(folder: _Dir = _HERE, as_json: _Json = False) -> None:
     AuditLog(hq.audit).append("signing_key.rotated", release_key=public)
     lines = [
         f"new release key {public}",
-        "publish again, tell regions to set base.release_key to it, then remove signing.former.key",
+        "everything is signed with both keys; tell regions to set base.release_key to the new one, "
+        "and when all have, remove signing.former.key",
     ]
     _say({"release_key": public}, lines, as_json)
 
@@ -433,8 +428,6 @@ def _knobs(given: list[str]) -> dict[str, str | int | float | bool]:
         key, equals, text = pair.partition("=")
         if not equals or key not in defaults:
             raise ConfigError(f"--set {pair}: expected KEY=VALUE with one of {', '.join(defaults)}")
-        if key in _FIXED:
-            raise ConfigError(f"--set {pair}: {_FIXED[key]}")
         knobs[key] = _as_type(key, text, type(defaults[key]))
     parse_run_config(knobs)
     return knobs
@@ -461,11 +454,6 @@ def _print(*tables: Any) -> None:
     console = Console()
     for table in tables:
         console.print(table)
-
-
-def _echo(as_json: bool) -> Callable[[str], None]:
-    """Says one line at a time, as text or as one JSON object a line."""
-    return (lambda line: typer.echo(json.dumps({"event": line}))) if as_json else typer.echo
 
 
 def _quiet(line: str) -> None:

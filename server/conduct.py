@@ -131,10 +131,11 @@ def follow(
         time.sleep(POLL_S)
     if not training.complete:
         ending = f"{status.sub_status} {status.details}".rstrip()
+        again = "matrix" if training.is_matrix else "train --resume"
         raise FederationError(
             f"training {training.number}: Flower run {run_id} ended as {ending}; "
             f'"FLWR_HOME={hq.flower} flwr log {run_id} prod" says more; go on with '
-            '"fedshelf server train --resume"'
+            f'"fedshelf server {again}"'
         )
 
 

@@ -8,15 +8,16 @@ security policy allows none; colours are classes of `dashboard.css`.
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
+
+from shared.pages import line_path, page_environment, spread, ticks
 
 REFRESH_S = 5
 MISSING = "\N{EN DASH}"
@@ -59,13 +60,7 @@ def render_page(found: Mapping[str, Any]) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent / "templates")
     filters = {
         "ago": _ago,
         "bytes": _bytes,
@@ -274,9 +269,9 @@ def _sizes(
     if not known:
         return None
     numbers, values = [n for n, _ in known], [v for _, v in known]
-    ticks, digits = _ticks(min(values), max(values))
+    marks, digits = ticks(min(values), max(values))
     return [
-        _chart(size, lines, mark, (min(numbers), max(numbers)), (ticks, digits), labelled=labelled)
+        _chart(size, lines, mark, (min(numbers), max(numbers)), (marks, digits), labelled=labelled)
         for size in sizes
     ]
 
@@ -290,13 +285,15 @@ def _chart(
     *,
     labelled: bool,
 ) -> dict[str, Any]:
-    (width, height), (ticks, digits) = size, axis
+    (width, height), (marks, digits) = size, axis
     x = Scale(*rounds, 46, width - (96 if labelled else 18))
-    y = Scale(ticks[0], ticks[-1], height - 40, 26)
+    y = Scale(marks[0], marks[-1], height - 40, 26)
     series = [_series((x, y), place, *line) for place, line in enumerate(lines)]
     series[-1]["colour"] = "mean"  # also a lone line: ink, not a region's colour
     shown = [line for line in series if line["points"]]
-    _spread([line["label"] for line in shown], y.start)
+    ends = [line["label"]["y"] for line in shown]
+    for line, place in zip(shown, spread(ends, y.start, 15.0), strict=True):
+        line["label"]["y"] = place
     step = max(1, math.ceil((rounds[1] - rounds[0]) / ((x.end - x.start) / 34)))
     return {
         "width": width,
@@ -305,7 +302,7 @@ def _chart(
         "y": y,
         "series": shown,
         "labelled": labelled,
-        "y_ticks": [(y.at(tick), f"{tick:.{digits}f}") for tick in ticks],
+        "y_ticks": [(y.at(tick), f"{tick:.{digits}f}") for tick in marks],
         "x_ticks": [(x.at(number), number) for number in range(rounds[0], rounds[1] + 1, step)],
         "mark": None if mark is None else {"x": x.at(mark[0]), "round": mark[0], "text": mark[1]},
     }
@@ -315,56 +312,21 @@ def _series(
     scales: tuple[Scale, Scale], place: int, name: str, line: Mapping[int, float | None]
 ) -> dict[str, Any]:
     """One line: its points with hover titles, and its path, broken where a value is unknown."""
-    points, path, pen = [], [], "M"
+    points, places = [], list[tuple[float, float] | None]()
     for number, value in line.items():
-        if value is None:
-            pen = "M"
-            continue
-        x, y = scales[0].at(number), scales[1].at(value)
-        points.append({"x": x, "y": y, "title": f"{name}, round {number}: {value:.3f}"})
-        path.append(f"{pen}{x} {y}")
-        pen = "L"
+        places.append(None if value is None else (scales[0].at(number), scales[1].at(value)))
+        if places[-1] is not None:
+            x, y = places[-1]
+            points.append({"x": x, "y": y, "title": f"{name}, round {number}: {value:.3f}"})
     end = points[-1] if points else {"x": 0.0, "y": 0.0}
     label = {"x": end["x"], "end": end["y"], "y": end["y"]}
     return {
         "name": name,
         "colour": _colour(place),
         "points": points,
-        "path": "".join(path),
+        "path": line_path(places),
         "label": label,
     }
-
-
-def _spread(labels: Sequence[dict[str, float]], limit: float, gap: float = 15.0) -> None:
-    """Push labels apart, down first and then up again, so that none covers another."""
-    ordered = sorted(labels, key=lambda label: label["y"])
-    for upper, lower in pairwise(ordered):
-        lower["y"] = max(lower["y"], upper["y"] + gap)
-    for label in reversed(ordered):
-        label["y"] = min(label["y"], limit)
-        limit = label["y"] - gap
-
-
-def _ticks(low: float, high: float, most: int = 7) -> tuple[list[float], int]:
-    """Round numbers that enclose both, seven or fewer, and how many digits they need."""
-    step, digits = next(
-        (step, digits) for step, digits in _steps() if _reach(low, high, step) <= most
-    )
-    first = math.floor(low / step + 1e-9)
-    length = max(_reach(low, high, step), 2)
-    return [step * number for number in range(first, first + length)], digits
-
-
-def _reach(low: float, high: float, step: float) -> int:
-    return math.ceil(high / step - 1e-9) - math.floor(low / step + 1e-9) + 1
-
-
-def _steps() -> Iterator[tuple[float, int]]:
-    """0.002, 0.005, 0.01, 0.02, ... with the digits that tell one from the next."""
-    for power in count(-3):
-        for mantissa in (1, 2, 5):
-            if (power, mantissa) != (-3, 1):
-                yield mantissa * 10.0**power, max(0, -power)
 
 
 # -- forest plot -----------------------------------------------------------------------------------
@@ -381,9 +343,9 @@ def _forests(gate: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 def _forest(gate: Mapping[str, Any], form: Mapping[str, int]) -> dict[str, Any]:
     """`drop`: how far the interval lies below its words, which stand beside it if that is 0."""
-    ticks, digits = _ticks(*_extent(gate), most=6 if form["drop"] else 8)
+    marks, digits = ticks(*_extent(gate), most=6 if form["drop"] else 8)
     right = form["width"] - form["right"]
-    scale = Scale(ticks[0], ticks[-1], form["left"], right)
+    scale = Scale(marks[0], marks[-1], form["left"], right)
     rows: list[dict[str, Any]] = []
     y = 34
     for check in gate["checks"]:
@@ -402,7 +364,7 @@ def _forest(gate: Mapping[str, Any], form: Mapping[str, int]) -> dict[str, Any]:
         "rows": rows,
         "zero_x": scale.at(0.0),
         "tolerance_x": scale.at(-gate["tolerance"]),
-        "x_ticks": [(scale.at(t), _signed(t, digits) if round(t, 6) else "0") for t in ticks],
+        "x_ticks": [(scale.at(t), _signed(t, digits) if round(t, 6) else "0") for t in marks],
     }
 
 

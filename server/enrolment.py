@@ -17,7 +17,7 @@ from pathlib import Path
 
 from server.authority import certificate_expiry
 from server.headquarters import Headquarters, RegionList, RegionRecord
-from shared.durable import locked
+from shared.durable import locked, replace_file
 from shared.enrolment import (
     MAX_KEY_BYTES,
     Enrolment,
@@ -25,7 +25,6 @@ from shared.enrolment import (
     key_fingerprint,
     prove,
     token_digest,
-    write_private,
 )
 from shared.errors import ConfigError, FederationError
 from shared.schema import REGION_NAME
@@ -101,7 +100,7 @@ def write_enrolment(enrolment: Enrolment, path: Path) -> None:
     if path.exists():
         raise ConfigError(f"{path}: there already, and nothing is overwritten; name a new file")
     try:
-        write_private(path, enrolment.to_bytes())
+        replace_file(path, enrolment.to_bytes(), private=True)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another") from None
 
@@ -281,4 +280,5 @@ def _require_unused(known: Mapping[str, RegionRecord], region: str, public_key: 
 def _write(
     headquarters: Headquarters, known: Mapping[str, RegionRecord], region: str, new: RegionRecord
 ) -> None:
-    write_private(headquarters.regions, RegionList(regions={**known, region: new}).to_bytes())
+    listed = RegionList(regions={**known, region: new})
+    replace_file(headquarters.regions, listed.to_bytes(), private=True)

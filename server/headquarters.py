@@ -28,7 +28,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from server.authority import issue_server_certificate, make_authority
 from server.releases import generate_signing_key, public_key_hex, sign_registry_anew
 from shared.durable import Record, locked, new_folder, replace_file, sha256_file
-from shared.enrolment import Hex32, key_fingerprint, write_private
+from shared.enrolment import Hex32, key_fingerprint
 from shared.errors import ConfigError
 from shared.schema import Address
 
@@ -256,7 +256,7 @@ def init_headquarters(
         for empty in _EMPTY_FOLDERS:
             (made / empty).mkdir()
         _make_readable(made, made / "public")
-        write_private(made / "regions.json", RegionList().to_bytes())
+        replace_file(made / "regions.json", RegionList().to_bytes(), private=True)
         replace_file(made / "server.toml", _render(config).encode())
     return open_headquarters(folder)
 

@@ -64,6 +64,11 @@ class Training:
         return _read_json(self.folder / "config.json")
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether its task is the cross-site table."""
+        return bool(self.config["run_config"].get("task") == "matrix")
+
+    @property
     def release(self) -> int | None:
         """Number of the release that came of it, or None."""
         path = self.folder / "release.json"

@@ -5,6 +5,7 @@ Only typer is imported up here, so that `--help` stays quick.
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,11 @@ app.add_typer(audit, name="audit")
 _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _Log = Annotated[Path, typer.Argument(metavar="PATH", help="An audit.jsonl, or its folder.")]
 _Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+
+
+def line_printer(as_json: bool) -> Callable[[str], None]:
+    """Prints one line at a time: as text, or as one JSON object a line."""
+    return (lambda line: typer.echo(json.dumps({"event": line}))) if as_json else typer.echo
 
 
 @audit.command()

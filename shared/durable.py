@@ -80,16 +80,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file so that every reader, and every kill, sees the old bytes or the new.
 
     Args:
         path: the file; its folder exists.
         data: its whole new content.
+        private: for a secret; at no instant can anyone but the owner read it.
     """
     partial = path.with_name(f".{path.name}.{uuid4().hex}{_PARTIAL}")
     try:
-        partial.write_bytes(data)
+        mode = 0o600 if private else 0o666  # the latter less the umask, as ever
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(data)
         sync(partial)
         os.replace(partial, path)
     finally:

@@ -13,12 +13,9 @@ the region is admitted: `regions.json` is readable by its owner alone.
 import base64
 import hashlib
 import hmac
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, Self
-from uuid import uuid4
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -30,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import AfterValidator, AwareDatetime, Field
 
-from shared.durable import Record, sync
+from shared.durable import Record
 from shared.schema import REGION_NAME, Address
 
 MAX_ENROLMENT_BYTES = 64 * 1024
@@ -153,22 +150,3 @@ def prove(digest: str, *, region: str, public_key: str) -> str:
     """
     message = b"\0".join([_PURPOSE, region.encode(), public_key.encode()])
     return hmac.new(bytes.fromhex(digest), message, hashlib.sha256).hexdigest()
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """As `replace_file`, for a secret: at no instant can anyone but the owner read it.
-
-    Args:
-        path: the file; its folder exists.
-        data: its whole new content.
-    """
-    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(data)
-        sync(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync(path.parent)

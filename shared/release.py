@@ -35,7 +35,7 @@ MODEL_FILES = (
 )
 _SIGNED = ("MANIFEST.json", "MANIFEST.sig")
 _SIGNATURES = re.compile(r"([0-9a-f]{128}\n)+")
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _COPY_AGAIN = "copy the release from headquarters again"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -100,7 +100,7 @@ class ReleaseManifest(ReleaseFacts):
     @classmethod
     def _names_stay_inside(cls, files: dict[str, str]) -> dict[str, str]:
         for name in files:
-            if not _SAFE_NAME.fullmatch(name) or name in _SIGNED:
+            if not SAFE_NAME.fullmatch(name) or name in _SIGNED:
                 raise ValueError(f"{name!r} is not a file name a release may hold")
         if missing := set(MODEL_FILES) - files.keys():
             raise ValueError(f"{min(missing)} is not listed")

@@ -16,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from PIL import Image
 
 from shared.durable import replace_file
+from shared.pages import line_path, page_environment, spread, ticks
 
 METHODS = {
     "random": ("random", "products in random order"),
@@ -100,13 +101,7 @@ def render_report(
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent / "templates")
     environment.filters["colour"] = lambda place: f"var(--series-{place % NUM_COLOURS})"
     return environment
 
@@ -381,9 +376,9 @@ def _chart(curves: Curves, *, width: int) -> dict[str, Any] | None:
     values = [value for line in named.values() for value in line if value is not None]
     if not values:
         return None
-    ticks = _ticks(min(values), max(values))
+    marks, digits = ticks(min(values), max(max(values), min(values) + 0.02))
     num_rounds = max(map(len, named.values())) - 1
-    plane = _Plane(width, 310 if width >= 500 else 300, num_rounds, ticks[0], ticks[-1])
+    plane = _Plane(width, 310 if width >= 500 else 300, num_rounds, marks[0], marks[-1])
     series = [_series(plane, name, i, line) for i, (name, line) in enumerate(named.items())]
     if len(named) > 1:
         series.append(_series(plane, "mean", None, _mean_line([*named.values()])))
@@ -393,7 +388,7 @@ def _chart(curves: Curves, *, width: int) -> dict[str, Any] | None:
     return {
         "plane": plane,
         "series": series,
-        "y_ticks": [(plane.y(tick), f"{tick:.2f}") for tick in ticks],
+        "y_ticks": [(plane.y(tick), f"{tick:.{digits}f}") for tick in marks],
         "x_ticks": [(plane.x(number), number) for number in range(0, num_rounds + 1, step)],
     }
 
@@ -402,17 +397,15 @@ def _series(
     plane: _Plane, name: str, place: int | None, line: Sequence[float | None]
 ) -> dict[str, Any]:
     """One line: its points with hover titles, and its path, broken where a value is unknown."""
-    points, path, pen = [], "", "M"
+    points, places = [], list[tuple[float, float] | None]()
     for number, value in enumerate(line):
-        if value is None:
-            pen = "M"
+        places.append(None if value is None else (plane.x(number), plane.y(value)))
+        if places[-1] is None:
             continue
-        x, y = plane.x(number), plane.y(value)
+        x, y = places[-1]
         when = "zero-shot" if number == 0 else f"round {number}"
         points.append({"x": x, "y": y, "title": f"{name}, {when}: nDCG@10 {value:.3f}"})
-        path += f"{pen}{x} {y}"
-        pen = "L"
-    return {"name": name, "place": place, "points": points, "path": path}
+    return {"name": name, "place": place, "points": points, "path": line_path(places)}
 
 
 def _mean_line(lines: Sequence[Sequence[float | None]]) -> list[float | None]:
@@ -427,26 +420,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers that enclose both."""
-    span = max(high - low, 0.02)
-    power = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= span / 5)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [step * number for number in range(first, max(last, first + 1) + 1)]
-
-
 def _spread_labels(series: Sequence[dict[str, Any]], plane: _Plane) -> None:
     """Put each line's label at its end, pushed apart so that none covers another."""
-    ordered = sorted(series, key=lambda line: line["points"][-1]["y"])
-    gap = min(15.0, (plane.height - plane.bottom) / len(ordered))
-    place = -math.inf
-    for line in ordered:
-        line["label_y"] = place = max(line["points"][-1]["y"], place + gap)
-    place = plane.height - plane.bottom
-    for line in reversed(ordered):
-        line["label_y"] = place = min(line["label_y"], place)
-        place -= gap
+    bottom = plane.height - plane.bottom
+    ends = [line["points"][-1]["y"] for line in series]
+    for line, place in zip(
+        series, spread(ends, bottom, min(15.0, bottom / len(series))), strict=True
+    ):
+        line["label_y"] = place
 
 
 # Sample queries

@@ -1,6 +1,7 @@
 """What many tests share: a cache of their own, one tiny real encoder, a few photos."""
 
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_world import Answer, Call
 
+import fedshelf
 from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder, load_encoder
 from shared.encoders.presets import PRESETS, PublicSlice, make_base
@@ -76,3 +79,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         coarse = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((40 + number, 48)).save(path)
     return paths
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Call `fedshelf` with these arguments."""
+
+    def run(*arguments: str | Path) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["fedshelf", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            fedshelf.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Answer(code, *capsys.readouterr())
+
+    return run

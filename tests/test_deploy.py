@@ -78,7 +78,7 @@ def flower_processes(folder: Path) -> dict[str, Process]:
     )
     return {
         "supernode": supernode_process(folder, config, runtime_port=9094, user=None),
-        "superexec": superexec_process(folder, runtime_port=9094, user=None),
+        "superexec": superexec_process(folder, config, runtime_port=9094, user=None),
     }
 
 

@@ -1,30 +1,11 @@
-"""The command line, called as a shell calls it but in this process, and a run to ask about."""
+"""A complete run to ask about."""
 
-import sys
 from pathlib import Path
 
 import pytest
-from small_world import Answer, Call, options, quiet, write_fashion
+from small_world import options, quiet, write_fashion
 
-import fedshelf
 from simulations.run import simulate
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Call `fedshelf` with these arguments."""
-
-    def run(*arguments: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["fedshelf", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            fedshelf.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Answer(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="session")

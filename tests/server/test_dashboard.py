@@ -22,12 +22,10 @@ from busy_headquarters import (
     train,
 )
 from fastapi import FastAPI
-from hypothesis import given
-from hypothesis import strategies as st
 
 from server.dashboard import _Latest, make_app, serve_dashboard
 from server.dashboard_facts import SHOWN_ENTRIES, snapshot
-from server.dashboard_page import REFRESH_S, Scale, _ticks, render_page
+from server.dashboard_page import REFRESH_S, Scale, render_page
 from server.headquarters import Headquarters, rotate_signing_key
 from server.releases import publish_release
 from server.training import abandon, start_training, trainings
@@ -364,15 +362,6 @@ def test_any_number_of_regions_can_be_drawn(empty: Headquarters, number: int) ->
     extra.validation = {name: {"ndcg@10": 0.5} for name in extra.cohort}
     training.history.append(extra, {})
     assert page(empty).count('<li><i class="c') == number + len(START)
-
-
-@given(st.floats(-1, 1), st.floats(0, 5), st.integers(4, 9))
-def test_ticks_enclose_the_values_and_rise_evenly(low: float, span: float, most: int) -> None:
-    ticks, digits = _ticks(low, low + span, most)
-    assert 2 <= len(ticks) <= most
-    assert ticks[0] <= low + 1e-6
-    assert ticks[-1] >= low + span - 1e-6
-    assert len({f"{tick:.{digits}f}" for tick in ticks}) == len(ticks)
 
 
 def test_a_scale_goes_from_start_to_end() -> None:

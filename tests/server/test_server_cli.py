@@ -4,18 +4,15 @@ Flower's control API is the one that runs the ServerApp in this process; all els
 """
 
 import json
-import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from small_federation import SmallFederation, fails, worse
-from small_world import Answer
+from small_world import Answer, Call
 
-import fedshelf
 import server.cli
 from server import conduct
 from server.enrolment import regions
@@ -27,24 +24,11 @@ from shared.config import default_run_config
 from shared.errors import FederationError
 from shared.release import read_current, read_release
 
-Call = Callable[..., Answer]
 
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+@pytest.fixture(name="call")
+def server_call(call: Call) -> Call:
     """Call `fedshelf server` with these arguments."""
-
-    def run(*arguments: str | Path) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["fedshelf", "server", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            fedshelf.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Answer(code, *capsys.readouterr())
-
-    return run
+    return lambda *arguments: call("server", *arguments)
 
 
 @pytest.fixture
