@@ -13,8 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from shared.durable import Record
 from shared.errors import ConfigError
-from shared.retrieval.index import search_index
-from shared.retrieval.manifest import OpenIndex
+from shared.retrieval.shelf import Ask, Shelf
 
 
 class Canary(Record):
@@ -73,15 +72,13 @@ def read_canaries(path: Path, product_ids: Sequence[str]) -> list[Canary]:
     return canaries
 
 
-def failed_canary(
-    canaries: Sequence[Canary], index: OpenIndex, encoder: QueryEncoder
-) -> int | None:
-    """Search an index for every canary.
+def failed_canary(canaries: Sequence[Canary], shelf: Shelf, encoder: QueryEncoder) -> int | None:
+    """Search a shelf for every canary, as a shopper would.
 
     Args:
         canaries: from `read_canaries`.
-        index: to search.
-        encoder: the one that made the index.
+        shelf: to search.
+        encoder: the one that made its vectors.
 
     Returns:
         Number of the first canary that fails, from 1; None where all are found.
@@ -89,8 +86,8 @@ def failed_canary(
     if not canaries:
         return None
     queries = encoder.encode_queries([one.query for one in canaries], [None] * len(canaries))
-    _, rows = search_index(index.index, queries, max(one.within for one in canaries))
-    for number, (canary, found) in enumerate(zip(canaries, rows, strict=True), 1):
-        if canary.product_id not in index.ids[found[: canary.within]]:
+    for number, (canary, vector) in enumerate(zip(canaries, queries, strict=True), 1):
+        found = shelf.find(Ask(text=canary.query, vector=vector)).candidates[: canary.within]
+        if shelf.products.row_of(canary.product_id) not in found:
             return number
     return None

@@ -80,6 +80,7 @@ class _Facts:
     region: "Region | None" = None
     clicks: "pl.DataFrame | None" = None
     splits: "tuple[Examples, ValidationSet, ValidationSet] | None" = None
+    known_items: Sequence[str] = ()
     device: str | None = None
     encoder: "Encoder | None" = None
     estimate: Estimate | None = None
@@ -109,13 +110,13 @@ def check_region(
         on_row: called with every row as soon as it is known.
 
     Returns:
-        One row a question, always the same questions in the same order ("judgments" only where
-        `region.toml` names a file of them).
+        One row a question, always the same questions in the same order ("judgments" and "service"
+        only where `region.toml` has them).
     """
     facts = _Facts(folder, max(sample, 1), now)
     rows = []
     for what, check in _CHECKS.items():
-        if what == "judgments" and (facts.config is None or facts.config.data.qrels is None):
+        if not _is_asked(what, facts.config):
             continue
         rows.append(_row(what, check, facts))
         if on_row:
@@ -145,6 +146,13 @@ def to_json(rows: Sequence[CheckRow]) -> str:
     """The rows for programs: a JSON object with `exit_code` and `rows`."""
     record = {"exit_code": exit_code(rows), "rows": [asdict(row) for row in rows]}
     return json.dumps(record, ensure_ascii=False)
+
+
+def _is_asked(what: str, config: "RegionConfig | None") -> bool:
+    """Whether a question has an object here; some parts of a region may be missing."""
+    if what == "judgments":
+        return config is not None and config.data.qrels is not None
+    return what != "service" or (config is not None and config.serve is not None)
 
 
 def _row(what: str, check: Callable[[_Facts], Finding], facts: _Facts) -> CheckRow:
@@ -201,6 +209,30 @@ def _readable_by_all(folder: Path, config: "RegionConfig") -> list[str]:
     found = [name for name in names if (folder / name).exists()]
     modes = {name: (folder / name).stat().st_mode for name in found}
     return [name if name != "." else "the folder" for name in found if modes[name] & stat.S_IROTH]
+
+
+def _service(facts: _Facts) -> Finding:
+    from client.service.access import read_access
+    from shared.retrieval.rules import read_rules
+
+    serve = _needed(facts.config, "configuration").serve
+    assert serve is not None, "asked only where there is one"
+    access = read_access(serve, facts.folder)
+    if serve.rules is not None:
+        read_rules(facts.folder / serve.rules)
+    secrets = [facts.folder / name for name in (serve.token_file, serve.key) if name is not None]
+    for path in secrets:
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            return Finding("fail", f"{path}: not its owner's alone", f"chmod 600 {path}")
+    wires = ", ".join(filter(None, (serve.http, serve.grpc)))
+    found = f"{wires}, {'TLS' if access.certificate else 'in plain'}"
+    if access.token is not None:
+        return Finding("ok", f"{found}, to whoever has the token")
+    # Where no headquarters is named nobody else's code runs here.
+    if facts.config is not None and facts.config.headquarters is not None:
+        advice = "set serve.token_file, or what headquarters sends can read the catalog there"
+        return Finding("warn", f"{found}, to every user of this machine", advice)
+    return Finding("ok", f"{found}, to every user of this machine")
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -271,6 +303,7 @@ def _judgments(facts: _Facts) -> Finding:
 
 def _splits(facts: _Facts) -> Finding:
     from client.clicks import make_examples, make_validation_set, split_by_time
+    from client.known_items import known_items_of
 
     region, clicks = _needed(facts.region, "catalog"), _needed(facts.clicks, "clicks")
     parts = split_by_time(clicks, region.config.splits)
@@ -278,6 +311,7 @@ def _splits(facts: _Facts) -> Finding:
     examples = make_examples(parts.train, ids)
     validation, gate = (make_validation_set(part, ids) for part in (parts.validation, parts.gate))
     facts.splits = examples, validation, gate
+    facts.known_items = known_items_of(region.texts, ids, parts.train).queries
     found = (
         f"{counted(len(examples.weight), 'training example')},"
         f" {counted(len(validation.queries), 'validation query', 'validation queries')},"
@@ -381,7 +415,9 @@ def _believed(facts: _Facts, state: Path, found: str) -> Finding:
 
 def _disk(facts: _Facts) -> Finding:
     region, encoder = _needed(facts.region, "catalog"), _needed(facts.encoder, "base")
-    facts.estimate = measure(region, encoder, facts.splits, facts.sample)
+    facts.estimate = measure(
+        region, encoder, facts.splits, facts.sample, known_items=facts.known_items
+    )
     place = next(path for path in (region.state, *region.state.parents) if path.exists())
     return disk_finding(facts.estimate, free_bytes=shutil.disk_usage(place).free)
 
@@ -453,6 +489,7 @@ def _line(text: str) -> str:
 _CHECKS: dict[str, Callable[[_Facts], Finding]] = {
     "configuration": _configuration,
     "permissions": _permissions,
+    "service": _service,
     "catalog": _catalog,
     "photos": _photos,
     "clicks": _clicks,

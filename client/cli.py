@@ -6,22 +6,27 @@ Only typer is imported up here: torch, FAISS and polars take seconds, and `--hel
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from shared.cli import line_printer
-from shared.errors import FedshelfError, RetrievalError
+from shared.errors import ConfigError, FedshelfError, RetrievalError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from client.region import Region
-    from shared.retrieval.search import Hit, Searcher
+    from client.service.report import ServiceReport
+    from shared.encoders.encoder import Encoder
+    from shared.retrieval.shelf import Found, Shelf
+    from shared.schema import RegionConfig
 
 app = typer.Typer(help="A region: search its catalog.")
 region = typer.Typer(help="Run a region of a federation.", no_args_is_help=True)
 app.add_typer(region, name="region")
+rules = typer.Typer(help="Synonyms, pinned and blocked products.", no_args_is_help=True)
+region.add_typer(rules, name="rules")
 
 _Region = Annotated[
     Path, typer.Argument(metavar="[REGION]", help="The region's folder, or its region.toml.")
@@ -29,6 +34,7 @@ _Region = Annotated[
 _Number = Annotated[int, typer.Argument(min=1, help="Number of the release.")]
 _Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 _HERE = Path()
+Ranker = Literal["hybrid", "dense", "lexical"]
 
 
 @app.command()
@@ -41,17 +47,20 @@ def search(
         Path | None, typer.Option(help="A photo, instead of words or with them.")
     ] = None,
     k: Annotated[int, typer.Option("--k", min=1, help="How many products.")] = 10,
+    ranker: Annotated[
+        Ranker, typer.Option(help="One ranker alone, or the region's own mix of both.")
+    ] = "hybrid",
     as_json: _Json = False,
 ) -> None:
-    """Search a region's catalog through its current index."""
-    text = query if query and query.strip() else None
-    if text is None and image is None:
+    """Search a region's catalog through its current index, as its service would."""
+    text = " ".join(query.split()) if query else ""
+    if not text and image is None:
         raise typer.BadParameter("give words, --image PATH, or both", param_hint="QUERY")
     if image is not None and not image.is_file():
         raise RetrievalError(f"{image}: not found; --image needs a photo")
-    opened, searcher = _open(folder)
-    hits = searcher.search(text, image, k)
-    (_print_json if as_json else _print_table)(opened, searcher, hits)
+    opened, shelf, encoder = _open(folder)
+    found = _find(shelf, encoder, text, image, ranker)
+    (_print_json if as_json else _print_table)(opened, shelf, found, k)
 
 
 @region.callback()
@@ -146,6 +155,68 @@ def worker(
 
 
 @region.command()
+def serve(at: _Region = _HERE, as_json: _Json = False) -> None:
+    """Answer searches: the worker without the SuperNode; page, HTTP and gRPC."""
+    from client.resident import run_worker
+
+    run_worker(_folder(at), federates=False, serves=True, on_line=line_printer(as_json))
+
+
+@region.command()
+def report(at: _Region = _HERE, as_json: _Json = False) -> None:
+    """How the service is used, and which of two ways to answer shoppers prefer."""
+    from client.service.report import report as read_report
+    from client.service.store import EVENTS_FILE
+    from shared.schema import load_region_config
+
+    folder = _folder(at)
+    config = load_region_config(folder)
+    found = read_report(folder / config.state / EVENTS_FILE)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        _print_report(found, config)
+
+
+@region.command()
+def forget(
+    user_key: Annotated[str, typer.Argument(help="The shopper's key, as it was sent.")],
+    at: Annotated[Path, typer.Option("--region", help="The region's folder.")] = _HERE,
+    as_json: _Json = False,
+) -> None:
+    """Erase a shopper from the event store and what is derived from it."""
+    from client.erasure import forget_shopper
+
+    counts = forget_shopper(_folder(at), user_key)
+    if as_json:
+        typer.echo(json.dumps(asdict(counts)))
+    else:
+        typer.echo(f"erased {counts.impressions} impressions and {counts.events} events")
+
+
+@rules.command("check")
+def check_rules(at: _Region = _HERE, as_json: _Json = False) -> None:
+    """Read the search team's rules and hold them against the catalog."""
+    from client.region import open_region
+    from shared.retrieval.rules import check_rules_file
+
+    opened = open_region(_folder(at))
+    serve = opened.config.serve
+    if serve is None or serve.rules is None:
+        raise ConfigError(
+            f"{opened.folder / 'region.toml'}: serve.rules: not set; name a file of rules"
+        )
+    path = opened.folder / serve.rules
+    errors, warnings = check_rules_file(path, opened.catalog["product_id"].to_list())
+    if as_json:
+        typer.echo(json.dumps({"errors": errors, "warnings": warnings}))
+    else:
+        lines = [f"error: {line}" for line in errors] + [f"warning: {line}" for line in warnings]
+        typer.echo("\n".join(lines or [f"{path.name}: in order"]))
+    raise typer.Exit(1 if errors else 0)
+
+
+@region.command()
 def releases(at: _Region = _HERE, as_json: _Json = False) -> None:
     """Releases on disk, what this region said of them, and which is in use."""
     from rich.console import Console
@@ -190,6 +261,31 @@ def unpin(at: _Region = _HERE, as_json: _Json = False) -> None:
     line_printer(as_json)(unpin_release(_folder(at)))
 
 
+def _print_report(found: "ServiceReport", config: "RegionConfig") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("ranker", "release", "answers", "with a click", "first click at")
+    for row in found.usage:
+        share = f"{row.clicked / row.answers:.1%}"
+        first = "" if row.first_position is None else f"{row.first_position:.1f}"
+        table.add_row(row.ranker, str(row.release), str(row.answers), share, first)
+    console = Console()
+    console.print(table)
+    if found.num_bots:
+        console.print(f"{found.num_bots} shoppers behave like bots and are left out")
+    said, experiment = found.verdict, config.serve.experiment if config.serve else None
+    if said is None:
+        return
+    names = (experiment.a, experiment.b) if experiment else ("a", "b")
+    console.print(
+        f"{names[0]} against {names[1]}: {said.wins_a} to {said.wins_b}, {said.ties} ties in"
+        f" {found.interleaved} answers; share {said.share_a:.3f} ({said.low:.3f} to"
+        f" {said.high:.3f}), p = {said.p_value:.3g}",
+        highlight=False,
+    )
+
+
 def _folder(at: Path) -> Path:
     return at.parent if at.name == "region.toml" else at
 
@@ -198,56 +294,82 @@ def _yes(value: bool) -> str:
     return "yes" if value else ""
 
 
-def _open(folder: Path) -> "tuple[Region, Searcher]":
+def _open(folder: Path) -> "tuple[Region, Shelf, Encoder]":
     from client.indexing import load_region_encoder
     from client.region import open_region
-    from shared.retrieval.manifest import read_pointer
-    from shared.retrieval.search import Searcher
+    from client.shelves import open_shelf, scratch_folder
+    from shared.retrieval.manifest import open_current_index, read_pointer
 
     region = open_region(folder)
     while True:
         pointer = read_pointer(region.state)
         try:
             encoder = load_region_encoder(folder, region.config, release=pointer.release)
-            return region, Searcher.open(region.state, encoder, region.catalog)
+            index = open_current_index(region.state, expected_digest=encoder.digest)
+            shelf = open_shelf(
+                region, index, encoder.encode_products, scratch=scratch_folder(region.state)
+            )
+            return region, shelf, encoder
         except FedshelfError:
             if read_pointer(region.state) == pointer:
                 raise  # else another release came into use meanwhile, and that one answers
 
 
-def _stamp(region: "Region", searcher: "Searcher") -> dict[str, Any]:
-    manifest = searcher.manifest
+def _find(
+    shelf: "Shelf", encoder: "Encoder", text: str, image: Path | None, ranker: Ranker
+) -> "Found":
+    """Words by the mix, or by one ranker; a photo, with or without words, by the encoder."""
+    from shared.retrieval.shelf import Ask
+
+    if image is None and ranker == "lexical":
+        return shelf.find(Ask(text=text, ranker=ranker))
+    vector = encoder.encode_queries([text or None], [image])[0]
+    if image is not None:
+        return shelf.find(Ask(vector=vector, ranker="dense"))
+    return shelf.find(Ask(text=text, vector=vector, ranker=ranker))
+
+
+def _stamp(region: "Region", shelf: "Shelf") -> dict[str, Any]:
     return {
         "region": region.config.region,
-        "release": manifest.release,
-        "encoder_digest": manifest.encoder_digest,
-        "catalog_changed": manifest.catalog_digest != region.catalog_digest,
+        "release": shelf.release,
+        "encoder_digest": shelf.encoder_digest,
+        "changes": shelf.num_changes,
     }
 
 
-def _print_json(region: "Region", searcher: "Searcher", hits: "list[Hit]") -> None:
-    typer.echo(
-        json.dumps(
-            {**_stamp(region, searcher), "hits": [asdict(hit) for hit in hits]}, ensure_ascii=False
-        )
-    )
+def _hits(shelf: "Shelf", found: "Found", k: int) -> list[dict[str, Any]]:
+    names = ("product_id", "title", "brand", "price", "currency", "image")
+    products = shelf.products.cells(found.rows[:k], names)
+    ranked = zip(products, found.scores.tolist(), strict=False)
+    return [
+        {"rank": rank, "score": score, **product}
+        for rank, (product, score) in enumerate(ranked, start=1)
+    ]
 
 
-def _print_table(region: "Region", searcher: "Searcher", hits: "list[Hit]") -> None:
+def _print_json(region: "Region", shelf: "Shelf", found: "Found", k: int) -> None:
+    answer = {**_stamp(region, shelf), "hits": _hits(shelf, found, k)}
+    typer.echo(json.dumps(answer, ensure_ascii=False))
+
+
+def _print_table(region: "Region", shelf: "Shelf", found: "Found", k: int) -> None:
     from rich.console import Console
 
-    console, stamp = Console(), _stamp(region, searcher)
-    console.print(_table(hits))
+    console, stamp = Console(), _stamp(region, shelf)
+    console.print(_table(_hits(shelf, found, k)))
     console.print(
         f"region {stamp['region']}, release {stamp['release']},"
         f" encoder {stamp['encoder_digest'][:12]}",
         highlight=False,
     )
-    if stamp["catalog_changed"]:
-        console.print("The catalog has changed since this index was built; build it again.")
+    if found.fallback:
+        console.print("Nothing was found; these are popular.")
+    if shelf.num_changes:
+        console.print(f"{shelf.num_changes} products have changed since this index was built.")
 
 
-def _table(hits: "list[Hit]") -> "Table":
+def _table(hits: list[dict[str, Any]]) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
@@ -255,10 +377,11 @@ def _table(hits: "list[Hit]") -> "Table":
     table.add_column("price", justify="right")
     table.add_column("score", justify="right")
     for hit in hits:
-        cells = (str(hit.rank), hit.product_id, hit.title, hit.brand or "", _price(hit))
-        table.add_row(*(escape(cell) for cell in cells), f"{hit.score:.3f}")
+        cells = (str(hit["rank"]), hit["product_id"], hit["title"], hit["brand"] or "", _price(hit))
+        table.add_row(*(escape(cell) for cell in cells), f"{hit['score']:.3f}")
     return table
 
 
-def _price(hit: "Hit") -> str:
-    return "" if hit.price is None else f"{hit.price:,.2f} {hit.currency or ''}".rstrip()
+def _price(hit: dict[str, Any]) -> str:
+    price, currency = hit["price"], hit["currency"]
+    return "" if price is None else f"{price:,.2f} {currency or ''}".rstrip()

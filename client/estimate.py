@@ -7,9 +7,10 @@ time against how long headquarters waits.
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -209,6 +210,8 @@ def measure(
     encoder: "Encoder",
     splits: "tuple[Examples, ValidationSet, ValidationSet] | None",
     sample: int,
+    *,
+    known_items: Sequence[str] = (),
 ) -> Estimate:
     """Compute a sample in a temporary folder, with the worker's threads, and scale up.
 
@@ -217,11 +220,12 @@ def measure(
         encoder: of its base; its adapter is a fresh one afterwards.
         splits: training examples, validation and gate queries; None where the clicks are unsound.
         sample: how many products, photos and queries to compute at most.
+        known_items: queries that the catalog makes of itself.
 
     Returns:
         What the region as a whole will cost, what it keeps already left out.
     """
-    queries = [part.queries for part in splits] if splits else []
+    queries = [*(part.queries for part in splits or ()), *([list(known_items)] * bool(known_items))]
     with (
         tempfile.TemporaryDirectory(prefix="fedshelf-check-") as name,
         _threads(region.config.worker.threads),
@@ -333,6 +337,7 @@ def _sample_data(
 ) -> "TrainingData":
     """As many products and queries, paired anyhow: how long a step takes is all that is asked."""
     from client.clicks import Examples
+    from client.known_items import make_known_items
     from client.training import make_training_data
     from shared.encoders.encoder import ProductPrefixes
     from shared.encoders.prefix_cache import image_prefixes, text_prefixes
@@ -358,15 +363,16 @@ def _sample_data(
         positives=np.sort(query_index * len(texts) + product_row),
         num_products=len(texts),
     )
-    kept_queries = text_prefixes(beside, encoder.text, fingerprint, asked)
-    return make_training_data(encoder, examples, kept_queries, products)
+    known = make_known_items(texts, np.arange(len(texts)), seed=0)
+    kept = partial(text_prefixes, beside, encoder.text, fingerprint)
+    return make_training_data(encoder, examples, known, kept, products)
 
 
 def _base_seconds(encoder: "Encoder", data: "TrainingData", examples: "Examples") -> float:
-    from client.training import make_training_data
-
+    """Where the base puts all queries and clicked texts, from those of `data`."""
     start = time.perf_counter()  # making `data` warmed up
-    make_training_data(encoder, data.examples, data.queries, data.products)
+    encoder.base_text_matrix(data.queries, np.arange(len(data.base_queries)))
+    encoder.base_text_matrix(data.products.texts, data.clicked)
     seconds = time.perf_counter() - start
     num_texts = len(examples.queries) + len(np.unique(examples.product_row))
     return seconds / (len(data.base_queries) + len(data.clicked)) * num_texts
@@ -393,25 +399,29 @@ def _measure_index(
     region: "Region", encoder: "Encoder", products: "ProductPrefixes", beside: Path
 ) -> tuple[float, float]:
     """Bytes and seconds of indexing the whole catalog, from the sample in `products`."""
-    from shared.retrieval.index import build_index
+    from client.indexing import index_parts
     from shared.retrieval.manifest import write_index_folder
 
-    num = len(products.has_text)
+    total, num = region.catalog.height, len(products.has_text)
+    rows = _spread(total, num)
+    sample = replace(
+        region,
+        catalog=region.catalog[rows],
+        texts=[region.texts[row] for row in rows.tolist()],
+        digests=region.digests[rows],
+    )
     encoder.product_matrix(products)  # the first time warms up
     start = time.perf_counter()
-    index = build_index(encoder.product_matrix(products))
-    seconds = time.perf_counter() - start
-    ids = region.catalog["product_id"]
+    parts = index_parts(sample, encoder.product_matrix(products))
     folder = write_index_folder(
         beside / "indexes",
-        index,
-        [ids[int(row)] for row in _spread(len(ids), num)],
+        parts,
         release=0,
         encoder_digest=encoder.digest,
         catalog_digest=region.catalog_digest,
     )
-    scale = len(ids) / num
-    return folder_bytes(folder) * scale, seconds * scale
+    seconds = time.perf_counter() - start
+    return folder_bytes(folder) * total / num, seconds * total / num
 
 
 def _measure_release(encoder: "Encoder", beside: Path) -> float:

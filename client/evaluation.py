@@ -4,7 +4,8 @@ Judged queries go through the same exact FAISS search that shoppers get. Held-ou
 what was shown, so they order only that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ from shared.retrieval.index import build_index, search_index
 from shared.wire import Difference
 
 K = 10
+
+# Product vectors (N, D) and query vectors (Q, D) -> scores of what each query was shown.
+Mix = Callable[[NDArray[np.float32], NDArray[np.float32]], Sequence[NDArray[np.floating[Any]]]]
 
 
 def rank(
@@ -87,8 +91,9 @@ def compare(
     *,
     candidate: Adapter,
     references: Mapping[int, Adapter],
+    mix: Mix | None = None,
 ) -> tuple[dict[str, float], dict[int, Difference]]:
-    """Measure a candidate and how it differs from references, as `evaluate` measures.
+    """Measure a candidate and how it differs from references, in the order that shoppers see.
 
     Args:
         encoder: its adapter is swapped; it is left with the last reference.
@@ -97,6 +102,8 @@ def compare(
         held_out: from `client.clicks.make_validation_set`.
         candidate: the adapter in question.
         references: the adapters it is compared with, by number.
+        mix: how the encoder's order is mixed with that of words, given the product vectors and
+            query vectors; without it the encoder alone is measured.
 
     Returns:
         The candidate's metrics (empty where there is no query), and its difference to each.
@@ -106,7 +113,10 @@ def compare(
 
     def gains(adapter: Adapter) -> list[NDArray[np.float64]]:
         encoder.load_adapter(adapter)
-        return _ordered(encoder, products, queries, held_out)
+        if mix is None:
+            return _ordered(encoder, products, queries, held_out)
+        vectors = encoder.product_matrix(products)
+        return in_order(mix(vectors, encoder.query_matrix(queries)), held_out)
 
     mine = gains(candidate)
     found, ideal = gain_found(mine, k=K), ideal_gain(mine, k=K)
@@ -117,6 +127,19 @@ def compare(
     return {f"ndcg@{K}": ndcg_of_gains(mine, k=K)}, differences
 
 
+def in_order(
+    scores: Sequence[NDArray[np.floating[Any]]], held_out: ValidationSet
+) -> list[NDArray[np.float64]]:
+    """The gains of what each query was shown, by falling score; equal ones by row.
+
+    Args:
+        scores: of the rows shown for each query, (R,) each.
+        held_out: the queries, rows and gains.
+    """
+    columns = zip(scores, held_out.rows, held_out.gains, strict=True)
+    return [gains[np.lexsort((rows, -score))] for score, rows, gains in columns]
+
+
 def _ordered(
     encoder: Encoder, products: ProductPrefixes, queries: TextPrefixes, held_out: ValidationSet
 ) -> list[NDArray[np.float64]]:
@@ -124,11 +147,8 @@ def _ordered(
     shown = np.unique(np.concatenate(held_out.rows))
     vectors = encoder.product_matrix(products, shown)
     scores = encoder.query_matrix(queries) @ vectors.T  # (Q, S)
-    ordered = []
-    for score, rows, gains in zip(scores, held_out.rows, held_out.gains, strict=True):
-        order = np.lexsort((rows, -score[np.searchsorted(shown, rows)]))
-        ordered.append(gains[order])
-    return ordered
+    columns = zip(scores, held_out.rows, strict=True)
+    return in_order([line[np.searchsorted(shown, rows)] for line, rows in columns], held_out)
 
 
 def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:

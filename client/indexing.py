@@ -18,7 +18,6 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,14 +34,17 @@ from shared.release import (
     read_release,
     read_signed,
 )
-from shared.retrieval.index import build_index, search_index
+from shared.retrieval.hybrid import Tuned
+from shared.retrieval.lexical import documents_of
 from shared.retrieval.manifest import (
+    IndexParts,
     OpenIndex,
     open_index_folder,
     read_pointer,
     write_index_folder,
     write_pointer,
 )
+from shared.retrieval.vectors import VectorIndex, build_planned, measure_recall, plan_factory
 from shared.schema import RegionConfig, load_region_config
 
 if TYPE_CHECKING:  # torch takes seconds to import, and pulling a release needs none of it
@@ -53,7 +55,8 @@ MAX_STATEMENT_BYTES = 2**16  # current.json, and each file of signatures
 MAX_MANIFEST_BYTES = 2**20
 RELEASE_SUFFIXES = (".json", ".safetensors", ".md")  # nothing that could hold a program
 _EQUAL_TOLERANCE = 1e-5  # far above the last bits of a unit vector's numbers, far below a word
-_SELF_SCORE_TOLERANCE = 1e-3  # twice what `build_index` lets a vector's length be off
+_SELF_SCORE_TOLERANCE = 1e-3  # twice what an index lets a vector's length be off
+_SEED = 0  # of training samples and recall queries: equal vectors give an equal index
 
 
 class ProductEncoder(Protocol):
@@ -199,6 +202,7 @@ def build_region_index(
     *,
     release: int,
     vectors: NDArray[np.float32] | None = None,
+    tuned: Tuned | None = None,
 ) -> Path:
     """Encode a region's products, index them, check the index, let it answer; nobody is asked.
 
@@ -207,6 +211,7 @@ def build_region_index(
         encoder: with that release loaded.
         release: number of the release; 0 is the base alone.
         vectors: unit product vectors (N, D) that this encoder has made already, in catalog order.
+        tuned: weight of the two rankers; None takes the default.
 
     Returns:
         The index folder that `state/current` now names. Of older ones only the last is kept.
@@ -218,8 +223,9 @@ def build_region_index(
     digest = encoder.digest
     if vectors is None:
         vectors = encoder.encode_products(region.texts, region.image_paths)  # (N, D)
-    index = build_index(vectors)
-    opened = write_region_index(region, index, vectors, release=release, encoder_digest=digest)
+    opened = write_region_index(
+        region, vectors, release=release, encoder_digest=digest, tuned=tuned
+    )
     former = _current_name(region.state)
     write_pointer(region.state, opened.folder)
     remove_indexes(region.state, keep={opened.folder.name, former})
@@ -228,33 +234,34 @@ def build_region_index(
 
 def write_region_index(
     region: Region,
-    index: faiss.Index,
     vectors: NDArray[np.float32],
     *,
     release: int,
     encoder_digest: str,
+    tuned: Tuned | None = None,
 ) -> OpenIndex:
     """Write a region's index beside the others and check it as it is read back.
 
     Args:
         region: the opened region.
-        index: from `build_index` of the vectors.
         vectors: unit product vectors (N, D), in catalog order.
         release: number of the release that made them; 0 is the base alone.
         encoder_digest: of the encoder that made them.
+        tuned: weight of the two rankers; None takes the default.
 
     Returns:
         The index; it does not answer searches yet.
 
     Raises:
-        RetrievalError: it cannot be written, or what is on disk does not give the vectors back.
+        RetrievalError: the vectors cannot be indexed, or it cannot be written, or what is on disk
+            does not give the vectors back.
     """
     parent = region.state / "indexes"
+    parts = index_parts(region, vectors, tuned)
     try:
         folder = write_index_folder(
             parent,
-            index,
-            region.catalog["product_id"].to_list(),
+            parts,
             release=release,
             encoder_digest=encoder_digest,
             catalog_digest=region.catalog_digest,
@@ -269,6 +276,38 @@ def write_region_index(
     return opened
 
 
+def index_parts(
+    region: Region, vectors: NDArray[np.float32], tuned: Tuned | None = None
+) -> IndexParts:
+    """What a region's index folder holds, built as its configuration says.
+
+    Args:
+        region: the opened region.
+        vectors: unit product vectors (N, D), in catalog order.
+        tuned: weight of the two rankers; None takes the default.
+
+    Raises:
+        RetrievalError: the vectors cannot be indexed.
+    """
+    serve = region.config.serve
+    factory = (serve and serve.index_factory) or plan_factory(*vectors.shape)
+    # Of codes, whole vectors beside them put candidates in order.
+    coded = "IVF" in factory or "SQ" in factory
+    matrix = vectors.astype(np.float16) if coded else None
+    index = build_planned(vectors, factory=factory, seed=_SEED, keeps_vectors=coded)
+    return IndexParts(
+        index=index,
+        factory=factory,
+        ids=region.catalog["product_id"].to_list(),
+        digests=region.digests,
+        documents=list(documents_of(region.catalog, region.texts)),
+        locale=region.config.locale,
+        recall=measure_recall(VectorIndex.over(index, matrix=matrix), vectors, seed=_SEED),
+        matrix=matrix,
+        tuned=tuned,
+    )
+
+
 def check_index(index: OpenIndex, vectors: NDArray[np.float32]) -> None:
     """Search an index for some of its own products: each must find itself, or its equal.
 
@@ -281,7 +320,7 @@ def check_index(index: OpenIndex, vectors: NDArray[np.float32]) -> None:
     """
     step = -(-len(vectors) // CHECKED_PRODUCTS)
     rows = np.arange(0, len(vectors), step)
-    scores, found = search_index(index.index, vectors[rows], 1)  # (C, 1) each
+    scores, found = index.vectors().search(vectors[rows], 1)  # (C, 1) each
     # Two products of one text may differ in the last bits, being computed in different batches.
     apart = np.abs(vectors[found[:, 0]] - vectors[rows]).max(axis=1)  # (C,)
     wrong_score = np.abs(scores[:, 0] - 1) > _SELF_SCORE_TOLERANCE

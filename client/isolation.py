@@ -9,6 +9,10 @@ Flower's own node key is one of the files kept from that user. A SuperNode that 
 own user (`--isolation subprocess`) would have to share it with them; with `--isolation process` the
 apps run under a `flower-superexec` of their own user, and the key stays with the SuperNode.
 
+A port of loopback has neither owner nor mode: whoever runs on the machine reaches it, and a search
+service gives its catalog away to whoever may ask. So where the region serves, only its token keeps
+the app out, and without one there is no separation.
+
 Not covered: root, a user with capabilities, hard links made while a file was open to everybody, and
 whoever may become the worker's user.
 """
@@ -58,15 +62,35 @@ def require_separation(folder: Path, app_user: str) -> None:
 
     Raises:
         ConfigError: it can read data, state or key, it could put itself in the socket's place, or
-            it cannot reach the socket's folder; says which mode to set.
+            it cannot reach the socket's folder; says which mode to set. Or the region serves
+            searches to whoever asks.
     """
     require_no_access(folder, app_user)
     config = load_region_config(folder)
     _require_socket(_find_user(app_user), (folder / config.worker.socket).absolute().parent)
+    require_token(folder, config)
+
+
+def require_token(folder: Path, config: RegionConfig) -> None:
+    """Check that the region's service, if it has one, answers only who knows its token.
+
+    Args:
+        folder: of the region.
+        config: its `region.toml`.
+
+    Raises:
+        ConfigError: it serves searches and names no token.
+    """
+    if config.serve is not None and config.serve.token_file is None:
+        raise ConfigError(
+            f"{folder / 'region.toml'}: serve.token_file: not set, so every user of this machine,"
+            " also the one that runs what headquarters sends, could read the catalog through"
+            " searches; name a file that holds a token"
+        )
 
 
 def require_no_access(folder: Path, name: str) -> None:
-    """Check that a user can read neither data nor state nor the region's copy of its key.
+    """Check that a user can read neither data nor state nor any key or token of the region.
 
     Args:
         folder: of the region.
@@ -137,6 +161,10 @@ def _private(folder: Path, config: RegionConfig) -> Iterator[Path]:
             yield folder / name
     if config.headquarters is not None:
         yield folder / config.headquarters.key
+    serve = config.serve
+    for name in (serve.token_file, serve.key, serve.rules) if serve else ():
+        if name is not None:
+            yield folder / name
 
 
 def _find_user(name: str) -> _User:

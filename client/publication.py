@@ -47,10 +47,12 @@ from client.indexing import (
     write_region_index,
 )
 from client.region import Region
+from client.shelves import open_shelf, scratch_folder
 from shared.audit import AuditLog
 from shared.durable import locked
 from shared.errors import ConfigError, FedshelfError, ReleaseError, RetrievalError
-from shared.retrieval.index import build_index
+from shared.retrieval.hybrid import Tuned
+from shared.retrieval.index import check_unit
 from shared.retrieval.manifest import IndexPointer, OpenIndex, open_index_folder
 from shared.schema import PublicationConfig, load_region_config
 
@@ -90,6 +92,7 @@ class PublicationEncoder(Protocol):
 
 
 Gate = Callable[["Adapter", "Adapter"], Measured]
+Tune = Callable[[NDArray[np.float32]], Tuned]
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,8 @@ class Publication:
             scratch.
         gate: measures a candidate (first) against the release in use on the region's gate clicks;
             without it they decline nothing.
+        tune: given the product vectors of the encoder as it is loaded, chooses the weight of the
+            two rankers; without it that is the default.
     """
 
     def __init__(
@@ -161,9 +166,11 @@ class Publication:
         encoder: Callable[[], PublicationEncoder],
         products: "Callable[[], ProductPrefixes] | None" = None,
         gate: Gate | None = None,
+        tune: Tune | None = None,
     ) -> None:
         self._region, self._config, self._state = region, region.config, region.state
-        self._encoder, self._products, self._gate = encoder, products, gate
+        self._encoder, self._products = encoder, products
+        self._gate, self._tune = gate, tune
         self._audit = AuditLog(region.state / "audit.jsonl")
         self._verified: tuple[str, str] | None = None  # an index in use, and its catalog's digest
         self._failure = ""  # the last one noted; the same one every poll is noted once
@@ -263,14 +270,12 @@ class Publication:
         )
         vectors = self._encode(encoder)
         try:
-            index = build_index(vectors)
+            check_unit(vectors)
         except RetrievalError as error:
             self._record(decision, str(error))
             return
-        opened = write_region_index(
-            self._region, index, vectors, release=release, encoder_digest=decision.encoder_digest
-        )
-        failed = failed_canary(canaries, opened, encoder)
+        opened = self._write(vectors, release, decision.encoder_digest)
+        failed = self._failed_canary(canaries, opened, encoder)
         if failed is not None:
             self._record(decision, f"canary {failed} of {len(canaries)} misses its product")
             return
@@ -287,6 +292,15 @@ class Publication:
         return read_canaries(
             self._region.folder / name, self._region.catalog["product_id"].to_list()
         )
+
+    def _failed_canary(
+        self, canaries: list[Canary], opened: OpenIndex, encoder: PublicationEncoder
+    ) -> int | None:
+        if not canaries:
+            return None
+        scratch = scratch_folder(self._state)
+        shelf = open_shelf(self._region, opened, encoder.encode_products, scratch=scratch)
+        return failed_canary(canaries, shelf, encoder)
 
     def _judge(self, decision: Decision, encoder: PublicationEncoder) -> Decision:
         """A candidate whose canaries are found, measured on the gate clicks."""
@@ -326,13 +340,12 @@ class Publication:
 
     def _build(self, release: int) -> OpenIndex:
         encoder = self._load(release)
-        vectors = self._encode(encoder)
+        return self._write(self._encode(encoder), release, encoder.digest)
+
+    def _write(self, vectors: NDArray[np.float32], release: int, digest: str) -> OpenIndex:
+        tuned = self._tune(vectors) if self._tune else None
         return write_region_index(
-            self._region,
-            build_index(vectors),
-            vectors,
-            release=release,
-            encoder_digest=encoder.digest,
+            self._region, vectors, release=release, encoder_digest=digest, tuned=tuned
         )
 
     def _encode(self, encoder: PublicationEncoder) -> NDArray[np.float32]:

@@ -12,6 +12,10 @@ and nothing is dropped silently. Three rules cover every case:
 More reports than `data.max_bad_rows` in one file is a `DataError`. Reports name rows (1-based, a
 CSV's header not counted) and hold nothing that was read: where columns have slipped a product id is
 a query, and where a CSV lacks its header so is a column's name. Only known column names are named.
+
+What came in while serving (`client.service.overlay`) is merged into the catalog here, so that every
+index, and every round, is made of the products that are searched. The service has acknowledged
+those changes, so they are reported by their number but never refuse the region.
 """
 
 import gzip
@@ -26,9 +30,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from PIL import Image
 
+from client.service.events import export_clicks
+from client.service.overlay import merge, read_changes
+from client.service.store import EVENTS_FILE
 from shared.errors import DataError
 from shared.schema import (
     CATALOG_COLUMNS,
@@ -47,7 +56,9 @@ MAX_IMAGE_BYTES = 64 * 2**20
 DECODE_THREADS = 4  # reading, hashing and decoding release the GIL
 
 ROW = "row"  # 1-based row number in the file; in a table only while it is being checked
+_CHANGED = "changed"  # whether a row is of the overlay; then its number is the change's
 
+_STORE_SUFFIX = ".sqlite"
 _KNOWN_COLUMNS = {*CATALOG_COLUMNS, *CLICK_COLUMNS, *QREL_COLUMNS}
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _TIME_FORMATS = ("%+", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f")
@@ -61,15 +72,20 @@ class Region:
     Attributes:
         config: `region.toml`, validated.
         folder: the region's folder.
-        catalog: sound products in `CATALOG_COLUMNS`, in file order; a product's row number here is
-            its id everywhere else (index, qrels, examples).
+        catalog: sound products in `CATALOG_COLUMNS`, in file order, as the overlay of
+            `state/events.sqlite` changes them; a product's row number here is its id everywhere
+            else (index, qrels, examples).
         texts: what the text tower reads of each product, one a catalog row.
         image_paths: the photo of each product, one a catalog row, or None.
-        catalog_digest: sha256 over ids, texts and photos in row order: equal digests mean equal
-            vectors under equal row numbers. Price and stock are not in it.
+        digests: of each row, (N, 2) uint64: of what its vector is made from (text and photo), and
+            of all its cells.
+        catalog_digest: sha256 over locale and digests: if equal, so are the indexes of an encoder.
         state: where this region keeps its indexes, caches and releases.
         problems: everything left out or emptied so far, one line each; `read_clicks` and
             `read_qrels` add theirs.
+        overlay_seq: number of the last change that is in `catalog`; 0 for none.
+        caught_up: ids of upserts that the catalog's file has itself by now; for the service, which
+            may write, to retire from the overlay.
     """
 
     config: RegionConfig
@@ -77,13 +93,18 @@ class Region:
     catalog: pl.DataFrame
     texts: list[str]
     image_paths: list[Path | None]
+    digests: NDArray[np.uint64]
     catalog_digest: str
     state: Path
     problems: list[str] = field(default_factory=list)
+    overlay_seq: int = 0
+    caught_up: tuple[str, ...] = ()
 
 
 def open_region(folder: Path) -> Region:
     """Open the region described by `folder/region.toml`; every photo is decoded once.
+
+    Nothing is written, so a service may be running.
 
     Args:
         folder: the region's folder.
@@ -93,29 +114,39 @@ def open_region(folder: Path) -> Region:
 
     Raises:
         ConfigError: `region.toml` is missing or wrong.
-        DataError: the catalog is missing, empty, lacks a column or has too many bad rows.
+        DataError: the catalog is missing, empty, lacks a column or has too many bad rows; or
+            `state/events.sqlite` is damaged.
     """
     config = load_region_config(folder)
-    data = config.data
+    data, state = config.data, folder / config.state
     table = _Table(folder / data.catalog, data.max_bad_rows)
-    rows = _check_products(table)
-    rows, photo_digests = _check_photos(table, rows, folder / data.images)
-    catalog = table.finish(rows)
+    overlay = _Table(state / EVENTS_FILE, data.max_bad_rows, unit="change")
+    rows, overlay_seq, caught_up = _merge_overlay(table, overlay, _check_products(table))
+    rows, photo_digests = _check_photos(table, overlay, rows, folder / data.images)
+    catalog = table.finish(rows).drop(_CHANGED)
     texts = product_texts(catalog, data.text_fields)
+    digests = _row_digests(catalog, texts, photo_digests)
     return Region(
         config=config,
         folder=folder,
         catalog=catalog,
         texts=texts,
         image_paths=[name and folder / data.images / name for name in catalog["image"]],
-        catalog_digest=_digest(catalog["product_id"], texts, photo_digests),
-        state=folder / config.state,
-        problems=table.problems(),
+        digests=digests,
+        catalog_digest=_digest(config.locale, digests),
+        state=state,
+        problems=table.problems() + overlay.problems(),
+        overlay_seq=overlay_seq,
+        caught_up=tuple(caught_up),
     )
 
 
 def read_clicks(region: Region) -> pl.DataFrame:
     """Read and check the region's click log, one row an impression.
+
+    A log whose name ends in .sqlite is the service's own store, read as it is now. What was shown
+    of products that have left the catalog since is left out of it: that is how a catalog goes on,
+    so it makes one line in `problems` and counts for no bad row.
 
     Args:
         region: the opened region; what is left out is added to its `problems`.
@@ -132,6 +163,8 @@ def read_clicks(region: Region) -> pl.DataFrame:
     by_photo = pl.col("query_image").is_not_null() & pl.col("query").is_null()
     rows = rows.with_columns(query=pl.when(by_photo).then(pl.lit("")).otherwise("query"))
     rows = table.require(rows, CLICK_REQUIRED)
+    if table.path.suffix == _STORE_SUFFIX:
+        rows = _leave_out_former_products(region, table, rows)
     rows = _drop_unknown_products(table, rows, region.catalog)
     rows = table.drop(rows, pl.col("position") < 1, "position: below 1")
     outside = (pl.col("propensity") <= 0) | (pl.col("propensity") > 1)
@@ -167,6 +200,20 @@ def read_qrels(region: Region) -> pl.DataFrame:
     return qrels
 
 
+def photo_problem(images: Path, name: str) -> str:
+    """What is wrong with one photo, in the words in which a catalog's photos are reported.
+
+    Args:
+        images: the region's images folder.
+        name: path of the photo in it.
+
+    Returns:
+        One line, or nothing.
+    """
+    Image.init()
+    return _read_photo(images, name).problem
+
+
 def product_texts(catalog: pl.DataFrame, fields: Iterable[str]) -> list[str]:
     """What the text tower and the lexical index read of each product.
 
@@ -184,8 +231,9 @@ def product_texts(catalog: pl.DataFrame, fields: Iterable[str]) -> list[str]:
 class _Table:
     """One file on its way to a checked table, with the reports it gives rise to."""
 
-    def __init__(self, path: Path, max_bad_rows: int) -> None:
+    def __init__(self, path: Path, max_bad_rows: int, *, unit: str = "row") -> None:
         self.path = path
+        self.unit = unit
         self.max_bad_rows = max_bad_rows
         self.num_reports = 0
         self._reports: list[tuple[int, str]] = []  # at most max_bad_rows + 1 a check
@@ -239,7 +287,7 @@ class _Table:
         return [f"{self.path.name} {line}" for line in self._lines()]
 
     def _lines(self) -> list[str]:
-        return [f"row {row}: {reason}" for row, reason in sorted(self._reports)]
+        return [f"{self.unit} {row}: {reason}" for row, reason in sorted(self._reports)]
 
     def _read_raw(self) -> pl.DataFrame:
         try:
@@ -260,6 +308,8 @@ class _Table:
                 raw = pl.read_csv(self.path, infer_schema=False, glob=False)
             case [".jsonl"]:
                 return self._read_json_lines()
+            case [".sqlite"]:
+                raw = export_clicks(self.path)
             case _:
                 raise DataError(f"{self.path}: unknown kind; use .parquet, .csv or .jsonl")
         return raw.drop(ROW, strict=False).with_row_index(ROW, offset=1)
@@ -305,13 +355,37 @@ def _check_products(table: _Table) -> pl.DataFrame:
     return table.clear(rows, "price", pl.col("price") < 0, "price: below 0")
 
 
+def _merge_overlay(
+    table: _Table, overlay: _Table, rows: pl.DataFrame
+) -> tuple[pl.DataFrame, int, list[str]]:
+    """The rows as the service's overlay changes them, its last number, and what it may retire."""
+    changes = read_changes(overlay.path)
+    merged, caught_up = merge(rows, changes)
+    if rows.height and not merged.height:
+        raise DataError(
+            f"{table.path}: all of its products were deleted while serving; export products that"
+            " are new, or that have an updated_at later than that"
+        )
+    numbers = pl.DataFrame(
+        {
+            "product_id": [change.product_id for change in changes],
+            "seq": [change.seq for change in changes],
+        },
+        {"product_id": pl.String, "seq": pl.Int64},
+    )
+    merged = merged.join(numbers, on="product_id", how="left", maintain_order="left")
+    row = pl.coalesce(pl.col(ROW).cast(pl.Int64), "seq")
+    numbered = merged.with_columns(row.alias(ROW), pl.col(ROW).is_null().alias(_CHANGED))
+    return numbered.drop("seq"), max((change.seq for change in changes), default=0), caught_up
+
+
 class _Photo(NamedTuple):
     digest: str = ""
     problem: str = ""
 
 
 def _check_photos(
-    table: _Table, rows: pl.DataFrame, folder: Path
+    table: _Table, overlay: _Table, rows: pl.DataFrame, folder: Path
 ) -> tuple[pl.DataFrame, list[str]]:
     """Decode every photo once; returns the rows and the sha256 of each photo ("" without one)."""
     Image.init()  # not thread-safe, so before the threads
@@ -319,7 +393,9 @@ def _check_photos(
         photos = list(pool.map(partial(_read_photo, folder), rows["image"]))
     problems = pl.Series([photo.problem for photo in photos], dtype=pl.String)
     for problem in problems.filter(problems != "").unique(maintain_order=True):
-        rows = table.clear(rows, "image", pl.lit(problems == problem), problem)
+        bad = pl.lit(problems == problem)
+        rows = table.clear(rows, "image", bad & ~pl.col(_CHANGED), problem)
+        rows = overlay.clear(rows, "image", bad & pl.col(_CHANGED), problem)
     return rows, [photo.digest for photo in photos]
 
 
@@ -360,11 +436,24 @@ def _decode(content: bytes) -> None:
         image.load()
 
 
-def _digest(product_ids: Iterable[str], texts: list[str], photo_digests: list[str]) -> str:
-    digest = hashlib.sha256()
-    for row in zip(product_ids, texts, photo_digests, strict=True):
-        digest.update(json.dumps(row).encode() + b"\n")  # JSON: no two rows share one spelling
-    return digest.hexdigest()
+def _row_digests(
+    catalog: pl.DataFrame, texts: list[str], photo_digests: list[str]
+) -> NDArray[np.uint64]:
+    """Of each product what its vector is made from, and all its cells but `updated_at`, (N, 2)."""
+    shown = pl.struct(pl.exclude("updated_at"))  # an export may stamp every row every night
+    cells = catalog.select(shown.struct.json_encode().alias("cells"))["cells"]
+    rows = zip(catalog["product_id"], texts, photo_digests, cells, strict=True)
+    digests = [(_short(*seen), _short(*seen, all_of_it)) for *seen, all_of_it in rows]
+    return np.array(digests, np.uint64).reshape(-1, 2)
+
+
+def _digest(locale: str, digests: NDArray[np.uint64]) -> str:
+    return hashlib.sha256(locale.encode() + b"\0" + digests.tobytes()).hexdigest()
+
+
+def _short(*parts: str) -> int:
+    # JSON: no two lists of parts share one spelling.
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")
 
 
 def _drop_unknown_products(
@@ -372,6 +461,23 @@ def _drop_unknown_products(
 ) -> pl.DataFrame:
     known = catalog["product_id"].implode()
     return table.drop(rows, ~pl.col("product_id").is_in(known), "unknown product_id")
+
+
+def _leave_out_former_products(region: Region, table: _Table, rows: pl.DataFrame) -> pl.DataFrame:
+    former = ~pl.col("product_id").is_in(region.catalog["product_id"].implode())
+    left_out = rows.filter(former)
+    if left_out.height == rows.height:
+        raise DataError(
+            f"{table.path}: all {rows.height} impressions are of products that the catalog no"
+            " longer has; serve for a while, or name another log as data.clicks in region.toml"
+        )
+    if left_out.height:
+        line = (
+            f"{table.path.name}: {left_out.height} impressions of"
+            f" {left_out['product_id'].n_unique()} products that the catalog no longer has left out"
+        )
+        region.problems.extend([line] if line not in region.problems else [])
+    return rows.remove(former)
 
 
 def _remember(region: Region, table: _Table) -> None:

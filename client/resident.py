@@ -1,7 +1,8 @@
-"""The worker as a process of its own: answers messages, and takes releases into use.
+"""The worker as a process of its own: answers messages and searches, takes releases into use.
 
 One process owns a region's encoders. Messages from headquarters and looks at its releases take
-turns on them: a message that comes while an index is built waits until it is done.
+turns on them: a message that comes while an index is built waits until it is done. Searches wait
+for neither: they have a replica of their own, and training gives way to them between its steps.
 """
 
 import logging
@@ -9,26 +10,36 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
 import torch
 
-from client.isolation import harden_process
+from client.erasure import FORGOTTEN
+from client.isolation import harden_process, require_token
 from client.publication import Outcome, Publication
-from client.region import Region
 from client.rpc import Stopping, WorkerServer
+from client.service.beside import Service, serving
 from client.worker import Worker, forget_workers, get_worker
 from shared.adapter import Adapter
 from shared.errors import FedshelfError
-from shared.schema import load_region_config
+from shared.schema import RegionConfig, ServeConfig, load_region_config
 from shared.wire import GATE, Difference
 
 log = logging.getLogger("fedshelf.worker")
 
+_Stamp = Mapping[str, tuple[int, int]]  # modification time (ns) and size (bytes) of files, by name
 
-def run_worker(folder: Path, *, group: str | None, on_line: Callable[[str], None]) -> None:
+
+def run_worker(
+    folder: Path,
+    *,
+    group: str | None = None,
+    federates: bool = True,
+    serves: bool = False,
+    on_line: Callable[[str], None],
+) -> None:
     """Be the worker of a region until told to stop; the encoders are resident all the while.
 
     Hardens the whole process (`client.isolation.harden_process`), so it wants one of its own.
@@ -36,44 +47,100 @@ def run_worker(folder: Path, *, group: str | None, on_line: Callable[[str], None
     Args:
         folder: of the region.
         group: name or number of the group that may connect; None for this user alone.
+        federates: whether it answers the forwarder's messages.
+        serves: whether it answers searches even where region.toml has no `[serve]`.
         on_line: told in one line of what changes.
 
     Raises:
         FedshelfError: region, base or the socket's place is wrong, or another worker runs.
     """
     config = load_region_config(folder)
+    if group is not None:  # headquarters' app runs on this machine, as another user
+        require_token(folder, config)
     harden_process()
     torch.set_num_threads(config.worker.threads or len(os.sched_getaffinity(0)))
-    with _stopped_by_signals() as stop:
+    with _stopped_by_signals() as stop, ExitStack() as stack:
+        service = None
         while not stop.is_set():
-            worker = get_worker(folder)
-            worker.on_step = worker.on_cache = _until(stop)
-            _serve(worker, stop, group=group, on_line=on_line)
+            try:
+                before = _stamp(folder, load_region_config(folder))  # opening may take minutes
+                worker = get_worker(folder)
+            except FedshelfError as error:  # what was changed is wrong: what was open answers on
+                if service is None:
+                    raise
+                log.warning("%s", error)
+                stop.wait(config.publication.poll_s)
+                continue
+            if service is None and (serves or config.serve is not None):
+                settings = config.serve or ServeConfig()
+                service = stack.enter_context(serving(worker.region, settings, on_line))
+            _attend(
+                worker,
+                service,
+                stop,
+                before,
+                group=group,
+                federates=federates,
+                on_line=on_line,
+            )
             forget_workers()  # the catalog has changed: everything is opened again
 
 
-def _serve(
-    worker: Worker, stop: threading.Event, *, group: str | None, on_line: Callable[[str], None]
+def _attend(
+    worker: Worker,
+    service: Service | None,
+    stop: threading.Event,
+    before: _Stamp,
+    *,
+    group: str | None,
+    federates: bool,
+    on_line: Callable[[str], None],
 ) -> None:
     """Answer and look for releases until told to stop, or until the catalog changes."""
-    region, name = worker.region, worker.region.config.region
-    before = _stamp(region)
-    _ = worker.encoder  # loads it
-    publication = Publication(
-        region,
+    go_on = _between_steps(stop, service)
+    worker.on_step = worker.on_cache = go_on
+    worker.encoder.on_batch = go_on  # loads it
+    publication = _publication(worker)
+    with _answering(worker, group=group, on_line=on_line) if federates else nullcontext() as server:
+        said, region = "", worker.region
+        while not stop.is_set() and _stamp(region.folder, region.config) == before:
+            _refresh(service, worker, on_line)
+            with server.exclusive() if server else nullcontext():
+                said = _look(publication, on_line, said)
+            _refresh(service, worker, on_line)
+            if service is not None:
+                service.keep_house()
+            stop.wait(worker.region.config.publication.poll_s)
+            if service is not None and service.wants_rebuild:
+                return
+
+
+def _refresh(service: Service | None, worker: Worker, on_line: Callable[[str], None]) -> None:
+    if service is not None and service.refresh(worker):
+        on_line(f"region {worker.region.config.region}: the index in use answers")
+
+
+def _publication(worker: Worker) -> Publication:
+    return Publication(
+        worker.region,
         encoder=lambda: worker.encoder,
         products=lambda: worker.products,
         gate=lambda candidate, current: _gate(worker, candidate, current),
+        tune=worker.tune,
     )
+
+
+@contextmanager
+def _answering(
+    worker: Worker, *, group: str | None, on_line: Callable[[str], None]
+) -> Iterator[WorkerServer]:
+    """Answer the forwarder's messages while inside."""
+    region = worker.region
     server = WorkerServer(worker, region.folder / region.config.worker.socket, group=group)
     server.start()
-    on_line(f"region {name}: the worker answers")
-    said = ""
+    on_line(f"region {region.config.region}: the worker answers")
     try:
-        while not stop.is_set() and _stamp(region) == before:
-            with server.exclusive():
-                said = _look(publication, on_line, said)
-            stop.wait(region.config.publication.poll_s)
+        yield server
     finally:
         server.stop()
 
@@ -103,18 +170,25 @@ def _gate(worker: Worker, candidate: Adapter, current: Adapter) -> Difference:
     return differences[0]
 
 
-def _stamp(region: Region) -> Mapping[str, tuple[int, int]]:
-    """What changes when someone replaces the catalog or the configuration."""
-    paths = (region.folder / region.config.data.catalog, region.folder / "region.toml")
+def _stamp(folder: Path, config: RegionConfig) -> _Stamp:
+    """What changes when someone replaces catalog, configuration or rules, or erases a shopper."""
+    serve = config.serve
+    names = (config.data.catalog, "region.toml", *([serve.rules] if serve else []))
+    paths = [folder / name for name in names if name]
+    paths.append(folder / config.state / FORGOTTEN)
     return {
         path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in paths if path.exists()
     }
 
 
-def _until(stop: threading.Event) -> Callable[..., None]:
+def _between_steps(stop: threading.Event, service: Service | None) -> Callable[..., None]:
+    """What training and indexing do between two steps: look whether they may go on."""
+
     def go_on(*_: object) -> None:
         if stop.is_set():
             raise Stopping("the worker was told to stop; whoever serves the socket next answers")
+        if service is not None:
+            service.priority.give_way()
 
     return go_on
 

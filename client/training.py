@@ -4,8 +4,9 @@ The optimizer starts afresh every round, so a region carries nothing from round 
 that was interrupted goes on exactly where it stopped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, repeat
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes
 from shared.losses import drift, image_text_loss, masked_info_nce
 
+_KNOWN = 0x6B  # keeps the order of known items apart from that of clicks
+
 OnStep = Callable[[int, int], None]  # steps done, steps in all
 
 
@@ -28,7 +31,9 @@ class TrainingData:
 
     Attributes:
         examples: from its clicks.
+        known: from its catalog (`client.known_items`); as many of them a step as half a batch.
         queries: kept activations of `examples.queries`.
+        known_queries: kept activations of `known.queries`.
         products: kept activations of its catalog.
         base_queries: where the base puts `examples.queries`, unit vectors, (Q, D).
         clicked: catalog rows that occur in the examples, ascending, (P,) int64.
@@ -36,7 +41,9 @@ class TrainingData:
     """
 
     examples: Examples
+    known: Examples
     queries: TextPrefixes
+    known_queries: TextPrefixes
     products: ProductPrefixes
     base_queries: NDArray[np.float32]
     clicked: NDArray[np.int64]
@@ -44,13 +51,27 @@ class TrainingData:
 
 
 def make_training_data(
-    encoder: Encoder, examples: Examples, queries: TextPrefixes, products: ProductPrefixes
+    encoder: Encoder,
+    examples: Examples,
+    known: Examples,
+    kept: Callable[[list[str]], TextPrefixes],
+    products: ProductPrefixes,
 ) -> TrainingData:
-    """Add to examples and kept activations where the base puts them."""
-    clicked = np.unique(examples.product_row)
+    """Add to examples their activations, and where the base puts them.
+
+    Args:
+        encoder: of the base; its adapter does not matter and stays.
+        examples: from clicks.
+        known: from the catalog.
+        kept: gives the kept activations of queries.
+        products: kept activations of the catalog.
+    """
+    clicked, queries = np.unique(examples.product_row), kept(examples.queries)
     return TrainingData(
         examples=examples,
+        known=known,
         queries=queries,
+        known_queries=kept(known.queries),
         products=products,
         base_queries=encoder.base_text_matrix(queries, np.arange(len(examples.queries))),
         clicked=clicked,
@@ -85,9 +106,10 @@ def train(
     total = torch.zeros((), device=encoder.device)
     steps, done = config.local_epochs * num_batches(data.examples, config.batch_size), 0
     for epoch in range(config.local_epochs):
-        batches = epoch_batches(data.examples, batch_size=config.batch_size, seed=[*seed, epoch])
-        for batch in batches:
-            loss = batch_loss(encoder, data, batch, config)
+        order = [*seed, epoch]
+        batches = epoch_batches(data.examples, batch_size=config.batch_size, seed=order)
+        for batch, known in zip(batches, _known_batches(data, config, order), strict=False):
+            loss = batch_loss(encoder, data, batch, known, config)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -99,14 +121,34 @@ def train(
     return float(total) / max(steps, 1)
 
 
-def batch_loss(encoder: Encoder, data: TrainingData, batch: Batch, config: TrainConfig) -> Tensor:
-    """Click term plus the weighted image-text and drift terms, nats, shape ()."""
+def batch_loss(
+    encoder: Encoder, data: TrainingData, batch: Batch, known: Batch | None, config: TrainConfig
+) -> Tensor:
+    """Click term plus the weighted known-item, image-text and drift terms, nats, shape ()."""
     device, temperature = encoder.device, encoder.fusion.temperature()
     query = encoder.text_vectors(data.queries, batch.query_rows)  # (U, D)
     text = encoder.text_vectors(data.products.texts, batch.product_rows)  # (V, D)
     image = encoder.image_vectors(data.products.images, batch.product_rows)  # (V, D)
     product = encoder.fused(text, image, data.products, batch.product_rows)  # (V, D)
-    loss = masked_info_nce(
+    loss = _contrast(query, product, batch, temperature)
+    if known is not None:
+        asked = encoder.text_vectors(data.known_queries, known.query_rows)
+        answers = encoder.text_vectors(data.products.texts, known.product_rows)
+        # The temperature is the clicks' own: it must not follow easier queries.
+        loss = loss + config.known_item_weight * _contrast(
+            asked, answers, known, temperature.detach()
+        )
+    both = data.products.images.present & data.products.has_text
+    present = torch.from_numpy(both[batch.product_rows]).to(device)
+    alignment = image_text_loss(image, text, present, temperature=temperature)
+    base_query, base_text = (base.to(device) for base in _base_vectors(data, batch))
+    away = drift(query, base_query) + drift(text, base_text)
+    return loss + config.alignment_weight * alignment + config.anchor_weight * away
+
+
+def _contrast(query: Tensor, product: Tensor, batch: Batch, temperature: Tensor) -> Tensor:
+    device = query.device
+    return masked_info_nce(
         query,
         product,
         query_index=batch.query_index.to(device),
@@ -115,12 +157,17 @@ def batch_loss(encoder: Encoder, data: TrainingData, batch: Batch, config: Train
         known_positive=batch.known_positive.to(device),
         temperature=temperature,
     )
-    both = data.products.images.present & data.products.has_text
-    present = torch.from_numpy(both[batch.product_rows]).to(device)
-    alignment = image_text_loss(image, text, present, temperature=temperature)
-    base_query, base_text = (base.to(device) for base in _base_vectors(data, batch))
-    away = drift(query, base_query) + drift(text, base_text)
-    return loss + config.alignment_weight * alignment + config.anchor_weight * away
+
+
+def _known_batches(
+    data: TrainingData, config: TrainConfig, seed: list[int]
+) -> Iterator[Batch | None]:
+    """Batches of known items for as long as anybody asks; None where there are none."""
+    size = config.batch_size // 2
+    if config.known_item_weight == 0 or size == 0 or len(data.known.weight) == 0:
+        yield from repeat(None)
+    for lap in count():
+        yield from epoch_batches(data.known, batch_size=size, seed=[*seed, _KNOWN, lap])
 
 
 def _base_vectors(data: TrainingData, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -15,17 +15,22 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from client.clicks import Examples, ValidationSet, make_examples, make_validation_set, split_by_time
 from client.decisions import newest_decision
 from client.evaluation import compare, evaluate
+from client.known_items import known_items_of
 from client.region import Region, open_region, read_clicks
 from client.training import OnStep, TrainingData, make_training_data, train
+from client.tuning import ShownScores, dense_scores, lexical_scores, mixed, tune
 from shared.adapter import Adapter, schema_hash, subtract
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
 from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
 from shared.errors import ConfigError, DataError, RetrievalError
+from shared.retrieval.hybrid import Tuned
+from shared.retrieval.lexical import LexicalIndex, documents_of
 from shared.retrieval.manifest import read_pointer
 from shared.wire import LOCAL, MATRIX, PROTOCOL_VERSION, ROUND, Description, Difference
 
@@ -167,8 +172,14 @@ class Worker:
     @cached_property
     def training_data(self) -> TrainingData:
         """Examples with the activations they need."""
-        queries = self.query_prefixes(self.examples.queries)
-        return make_training_data(self.encoder, self.examples, queries, self.products)
+        return make_training_data(
+            self.encoder, self.examples, self._known_items, self.query_prefixes, self.products
+        )
+
+    @cached_property
+    def _known_items(self) -> Examples:
+        train = split_by_time(self._clicks, self.region.config.splits).train
+        return known_items_of(self.region.texts, self.region.catalog["product_id"], train)
 
     @cached_property
     def _validation_prefixes(self) -> TextPrefixes:
@@ -253,8 +264,41 @@ class Worker:
             held_out,
             candidate=candidate,
             references=references,
+            mix=self._gate_mix,
         )
         return len(held_out.queries), metrics, differences
+
+    def tune(self, vectors: NDArray[np.float32]) -> Tuned:
+        """The weight of the two rankers that this region's validation clicks choose.
+
+        Args:
+            vectors: of the catalog, (N, D), by the encoder as it is loaded.
+        """
+        held_out = self.validation
+        queries = self.encoder.query_matrix(self._validation_prefixes)
+        dense = dense_scores(queries, vectors, held_out.rows)
+        return tune(dense, self._validation_words, held_out.rows, held_out.gains)
+
+    def _gate_mix(
+        self, vectors: NDArray[np.float32], queries: NDArray[np.float32]
+    ) -> list[NDArray[np.float64]]:
+        """Scores of what gate queries were shown, as an index of these vectors would mix them."""
+        dense = dense_scores(queries, vectors, self.gate.rows)
+        return mixed(dense, self._gate_words, dense_weight=self.tune(vectors).dense_weight)
+
+    @cached_property
+    def lexical(self) -> LexicalIndex:
+        """Words of the whole catalog, in memory."""
+        documents = documents_of(self.region.catalog, self.region.texts)
+        return LexicalIndex.build(documents, locale=self.region.config.locale)
+
+    @cached_property
+    def _validation_words(self) -> ShownScores:
+        return lexical_scores(self.lexical, self.validation.queries, self.validation.rows)
+
+    @cached_property
+    def _gate_words(self) -> ShownScores:
+        return lexical_scores(self.lexical, self.gate.queries, self.gate.rows)
 
     def _require_consent(self, key: str, given: bool) -> None:
         if not given:

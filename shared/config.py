@@ -33,6 +33,7 @@ class TrainConfig:
         clip_norm: bound on the L2 norm of a step's gradient.
         alignment_weight: weight of the image-text term.
         anchor_weight: weight of the drift term, which holds texts near where the base puts them.
+        known_item_weight: weight of the term for words of the catalog's own titles.
     """
 
     seed: int
@@ -43,6 +44,7 @@ class TrainConfig:
     clip_norm: float
     alignment_weight: float
     anchor_weight: float
+    known_item_weight: float
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class FederationConfig:
     clip_norm: float
     alignment_weight: float
     anchor_weight: float
+    known_item_weight: float
     gate: bool
     gate_tolerance: float
     gate_confidence: float
@@ -135,7 +138,13 @@ def _check_ranges(config: FederationConfig) -> None:
     for name in (*positive, "clip_norm", *limits):
         _require(getattr(config, name) > 0, config, name, "must be above 0")
     not_negative = ("seed", "final_learning_rate", "weight_decay", "alignment_weight")
-    for name in (*not_negative, "anchor_weight", "region_wait_s", "gate_tolerance"):
+    for name in (
+        *not_negative,
+        "anchor_weight",
+        "known_item_weight",
+        "region_wait_s",
+        "gate_tolerance",
+    ):
         _require(getattr(config, name) >= 0, config, name, "must be 0 or more")
     for name, kind in get_type_hints(FederationConfig).items():
         if kind is float:

@@ -70,6 +70,7 @@ def _a_port(address: str) -> str:
 
 Address = Annotated[str, Field(pattern=rf"^{_HOST}:[0-9]{{1,5}}$"), AfterValidator(_a_port)]
 Fraction = Annotated[float, Field(ge=0.0, lt=0.5)]
+_WAY = r"^(current|previous|hybrid|dense|lexical)$"
 
 
 class _Strict(BaseModel):
@@ -140,6 +141,37 @@ class SharingConfig(_Strict):
     named: bool = False  # appear by name, not by number, in releases
 
 
+class ExperimentConfig(_Strict):
+    """Two ways to answer, interleaved in one list (team draft); `region report` has the verdict."""
+
+    a: str = Field(default="current", pattern=_WAY)
+    b: str = Field(default="previous", pattern=_WAY)
+    share: float = Field(default=1.0, gt=0, le=1)  # of the requests
+
+
+class ServeConfig(_Strict):
+    """The retrieval service: where it listens, what it allows, what it keeps."""
+
+    http: Address | Literal[""] = "127.0.0.1:8080"  # "" does not listen
+    grpc: Address | Literal[""] = "127.0.0.1:8081"
+    # Needed wherever it does not listen on loopback; files relative to the folder of region.toml.
+    certificate: str | None = None
+    key: str | None = None
+    token_file: str | None = None  # whoever sends its content may ask
+    page: bool = True  # a search page for people at /
+    max_requests: int = Field(default=64, ge=1)  # at work and waiting; one more gets 429
+    max_image_bytes: int = Field(default=10 * 2**20, ge=1)
+    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    log_queries: bool = False  # query text in the service's own log
+    index_factory: str | None = None  # of FAISS; None lets the planner choose
+    group_attribute: str | None = None  # attribute that variants of one product share
+    rules: str | None = None  # TOML: synonyms, pinned and blocked products
+    position_bias: float = Field(default=0.7, ge=0)  # P(looked at position p) = p ** -this
+    exploration: float = Field(default=0.0, ge=0, le=0.2)  # share of requests with one wild card
+    experiment: ExperimentConfig | None = None
+    retention_days: int = Field(default=365, ge=1)  # of impressions and events
+
+
 class RegionConfig(_Strict):
     """`region.toml`: everything a region's operator decides."""
 
@@ -154,6 +186,7 @@ class RegionConfig(_Strict):
     worker: WorkerConfig = WorkerConfig()
     publication: PublicationConfig = PublicationConfig()
     sharing: SharingConfig = SharingConfig()
+    serve: ServeConfig | None = None  # None: `region up` serves no searches
 
 
 def load_region_config(folder: Path) -> RegionConfig:
@@ -190,12 +223,16 @@ def render_region_toml(config: RegionConfig) -> str:
     Returns:
         TOML text: plain keys first, then one table a section; what is None is left out.
     """
-    values = config.model_dump(mode="json", exclude_none=True)
+    return "\n\n".join(_blocks(config.model_dump(mode="json", exclude_none=True), "")) + "\n"
+
+
+def _blocks(values: dict[str, object], name: str) -> Iterable[str]:
+    """A table's plain keys under its header, then its tables, each a block of its own."""
     plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-    blocks = ["\n".join(_assignments(plain))]
-    blocks += ["\n".join([f"[{name}]", *_assignments(table)]) for name, table in tables.items()]
-    return "\n\n".join(blocks) + "\n"
+    yield "\n".join([*([f"[{name}]"] if name else []), *_assignments(plain)])
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _blocks(value, f"{name}.{key}" if name else key)
 
 
 def _assignments(values: dict[str, object]) -> Iterable[str]:

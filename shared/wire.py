@@ -19,7 +19,7 @@ from shared.adapter import Adapter, norm
 from shared.config import TrainConfig
 from shared.errors import WireError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # as Flower's strategies name them
 NUM_EXAMPLES = "num-examples"
 DESCRIBE = "query.describe"

@@ -5,7 +5,7 @@ by round; only the averaging is missing, and the pool's rate is scaled by `CENTR
 Pooling is allowed in a simulation only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,29 +89,31 @@ def pooled_data(workers: Sequence[Worker]) -> TrainingData:
     The same query text in two regions is one query; a product stays its region's own.
     """
     parts = [worker.training_data for worker in workers]
-    starts = np.cumsum([0, *(part.examples.num_products for part in parts)])
-    queries = sorted({query for part in parts for query in part.examples.queries})
-    examples = _pooled_examples(parts, starts, {query: row for row, query in enumerate(queries)})
-    prefixes = workers[0].query_prefixes(queries)
     products = pooled_products([part.products for part in parts])
-    return make_training_data(workers[0].encoder, examples, prefixes, products)
+    return make_training_data(
+        workers[0].encoder,
+        pooled_examples([part.examples for part in parts]),
+        pooled_examples([part.known for part in parts]),
+        workers[0].query_prefixes,
+        products,
+    )
 
 
-def _pooled_examples(
-    parts: Sequence[TrainingData], starts: np.ndarray, row_of: Mapping[str, int]
-) -> Examples:
-    total = int(starts[-1])
+def pooled_examples(parts: Sequence[Examples]) -> Examples:
+    """Regions' examples over their catalogs, one behind the other."""
+    starts = np.cumsum([0, *(part.num_products for part in parts)])
+    queries = sorted({query for part in parts for query in part.queries})
+    row_of, total = {query: row for row, query in enumerate(queries)}, int(starts[-1])
     query_index, product_row, weight, positives = [], [], [], []
     for part, start in zip(parts, starts[:-1], strict=True):
-        examples = part.examples
-        to_pool = np.array([row_of[query] for query in examples.queries], dtype=np.int64)
-        query_index.append(to_pool[examples.query_index])
-        product_row.append(examples.product_row + start)
-        weight.append(examples.weight)
-        query, row = np.divmod(examples.positives, examples.num_products)
+        to_pool = np.array([row_of[query] for query in part.queries], dtype=np.int64)
+        query_index.append(to_pool[part.query_index])
+        product_row.append(part.product_row + start)
+        weight.append(part.weight)
+        query, row = np.divmod(part.positives, part.num_products)
         positives.append(to_pool[query] * total + row + start)
     return Examples(
-        queries=list(row_of),
+        queries=queries,
         query_index=np.concatenate(query_index),
         product_row=np.concatenate(product_row),
         weight=np.concatenate(weight),

@@ -10,7 +10,10 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-_METHODS = ("random", "bm25", "zero_shot", "local_only", "federated", "centralized")
+_METHODS = (
+    *("random", "bm25", "zero_shot", "hybrid_zero_shot", "local_only"),
+    *("federated", "hybrid", "rrf", "centralized"),
+)
 _UNION_METRICS = ("ndcg@10", "ndcg@10_judged", "judged@10")
 _EXAMPLES = {  # a region and a query worth trying
     "synthetic": ("north", "red leather ankle boots"),

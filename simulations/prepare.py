@@ -31,7 +31,7 @@ from shared.encoders.presets import (
 )
 from shared.errors import DataError, FederationError
 from shared.retrieval.index import build_index, search_index
-from shared.retrieval.lexical import LexicalIndex, language_of
+from shared.retrieval.lexical import LexicalIndex
 from shared.schema import BaseConfig, DataConfig, RegionConfig
 from simulations.clickmodel import simulate_clicks
 from simulations.datasets.load import load_source
@@ -246,10 +246,9 @@ def _clicks(
     """The region's click log, from lists that BM25 and the untrained base would show."""
     catalog = pl.read_parquet(folder / "catalog.parquet")
     texts = product_texts(catalog, source.text_fields)
-    language = language_of(source.locales.get(folder.name, "en"))
     words = [query.text for query in queries]
     depth = min(RANKER_DEPTH, catalog.height)
-    lexical = LexicalIndex.build(texts, language=language)
+    lexical = LexicalIndex.build(texts, locale=source.locales.get(folder.name, "en"))
     rankings = {
         "bm25": lexical_rows(lexical, words, depth),
         "dense": _dense_rows(folder, catalog, texts, words, encoder, depth, progress),

@@ -26,8 +26,11 @@ METHODS = {
     "random": ("random", "products in random order"),
     "bm25": ("BM25", "words only, no training"),
     "zero_shot": ("zero-shot", "the base as it is: text and photo, no training"),
+    "hybrid_zero_shot": ("hybrid, zero-shot", "BM25 mixed with the untrained base"),
     "local_only": ("local only", "each region trains alone on its own clicks"),
     "federated": ("federated", "regions train together; only adapters travel"),
+    "hybrid": ("hybrid", "what shoppers get: BM25 mixed with the federated encoder"),
+    "rrf": ("RRF", "BM25 and federated fused by rank alone, without a weight"),
     "centralized": ("centralized", "all clicks pooled in one place: what federation avoids"),
 }
 METRICS = {"ndcg@10": "nDCG@10", "recall@10": "recall@10", "mrr@10": "MRR@10"}
@@ -36,6 +39,8 @@ UNION_METRICS = {
     "ndcg@10_judged": "nDCG@10, judged only",
     "judged@10": "judged@10",
 }
+QUERIES = {"regions": "test queries of the regions", "union": "queries with human judgments"}
+RARELY_LUCK = 0.05  # p below it
 NOT_DEPLOYABLE = "centralized"  # a bound to compare with, so it does not compete for bold type
 GRADES = {3: "exact match", 2: "close match", 1: "related", 0: "not relevant"}
 CURRENCY_SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
@@ -86,6 +91,8 @@ def render_report(
             charts=[_chart(curves, width=width) for width in (500, 350)],
             tables=_tables(result),
             union=_union_table(result["union"]) if result.get("union") else None,
+            tests=[_test(test) for test in result.get("tests") or ()],
+            rarely_luck=RARELY_LUCK,
             num_rounds=_num_rounds(result["rounds"]),
             rounds=_rounds(result["rounds"], len(result["regions"])),
             samples=[_sample(sample) for sample in samples],
@@ -276,6 +283,27 @@ def _union_table(union: Mapping[str, Any]) -> dict[str, Any]:
     """All catalogs in one index, human judgments: one row a method, one column a metric."""
     rows = _rows([(union, metric) for metric in UNION_METRICS], _methods(union))
     return {"columns": list(UNION_METRICS.values()), "rows": rows}
+
+
+def _test(test: Mapping[str, Any]) -> dict[str, str]:
+    """One comparison of two methods, as the cells of a row."""
+    names = [METHODS.get(test[side], (test[side],))[0] for side in ("a", "b")]
+    metric = (METRICS | UNION_METRICS).get(test["metric"], test["metric"])
+    queries = QUERIES.get(test["queries"], test["queries"])
+    difference = f"{test['difference']:+.3f}"
+    return {
+        "methods": " against ".join(names),
+        "measured": f"{metric}, {test['num_queries']:,} {queries}",
+        "difference": "0.000" if float(difference) == 0 else difference,  # no sign of nothing
+        "p": "< 0.001" if test["p"] < 0.001 else f"{test['p']:.3f}",
+        "reading": _reading(*names, difference=test["difference"], p=test["p"]),
+    }
+
+
+def _reading(a: str, b: str, *, difference: float, p: float) -> str:
+    if p >= RARELY_LUCK:
+        return "may be luck" if difference else "no difference"
+    return f"{a if difference > 0 else b} is better"
 
 
 def _rounds(rounds: Sequence[Mapping[str, Any]], num_regions: int) -> list[dict[str, Any]]:

@@ -39,7 +39,15 @@ from simulations.engine import run_engine
 from simulations.prepare import World, prepare
 from simulations.progress import RunProgress
 from simulations.report import write_report
-from simulations.table import RegionTable, region_table, summarize, union_table
+from simulations.table import (
+    RegionTable,
+    UnionTable,
+    compare_methods,
+    mean_dense_weight,
+    region_table,
+    summarize,
+    union_table,
+)
 
 SAMPLES_PER_REGION = 2
 SAMPLE_PRODUCTS = 6
@@ -281,13 +289,19 @@ def _index(
             encoder.load_release(folder)
             vectors = encoder.product_matrix(worker.products)
             region = worker.region
-            index = build_region_index(region, encoder, release=number, vectors=vectors)
-            progress.line(f"region {region.config.region}: {index.relative_to(run.resolve())}")
+            tuned = worker.tune(vectors)
+            index = build_region_index(
+                region, encoder, release=number, vectors=vectors, tuned=tuned
+            )
+            progress.line(
+                f"region {region.config.region}: {index.relative_to(run.resolve())},"
+                f" dense weight {tuned.dense_weight:g}"
+            )
 
 
 def _evaluate(
     workers: Sequence[Worker], world: World, run: Path, seed: int, progress: RunProgress
-) -> tuple[list[RegionTable], dict[str, dict[str, float]] | None]:
+) -> tuple[list[RegionTable], UnionTable | None]:
     headquarters = History(run / "headquarters")
     shared: dict[str, Adapter] = {
         "zero_shot": headquarters.adapter(0),
@@ -300,12 +314,21 @@ def _evaluate(
             name = f"local-{worker.region.config.region}"
             local = best_adapter(History(baselines_folder(run, name)))
             tables.append(region_table(worker, {**shared, "local_only": local}, seed=seed))
+            progress.line(_what_shoppers_get(tables[-1]))
         union = None
         if world.judged:
-            judged = pl.read_parquet(run / "judged.parquet")
-            union = union_table(workers, judged, shared, seed=seed)
+            judged, weight = pl.read_parquet(run / "judged.parquet"), mean_dense_weight(tables)
+            union = union_table(workers, judged, shared, dense_weight=weight, seed=seed)
+            progress.line(f"all catalogs, human judgments: dense weight {weight:g}, the mean")
     workers[0].encoder.load_adapter(shared["federated"])
     return tables, union
+
+
+def _what_shoppers_get(table: RegionTable) -> str:
+    names = {"hybrid": "hybrid", "bm25": "words alone", "federated": "encoder alone"}
+    figures = {word: table.rows[name].get("ndcg@10") for name, word in names.items()}
+    told = [f"{word} {figure:.3f}" for word, figure in figures.items() if figure is not None]
+    return f"region {table.worker.region.config.region}: nDCG@10 {', '.join(told) or 'unknown'}"
 
 
 # -- result and report -----------------------------------------------------------------------------
@@ -316,7 +339,7 @@ def _result(
     world: World,
     run: Path,
     tables: Sequence[RegionTable],
-    union: dict[str, dict[str, float]] | None,
+    union: UnionTable | None,
     digest: str,
     number: int,
     progress: RunProgress,
@@ -334,7 +357,8 @@ def _result(
         "regions": [_region_result(table, world) for table in tables],
         "mean": mean,
         "worst": worst,
-        "union": union,
+        "union": union.rows if union else None,
+        "tests": [asdict(test) for test in compare_methods(tables, union, seed=options.seed)],
         "rounds": [{key: asdict(record)[key] for key in keys} for record in rounds],
         "release": {"number": number, "encoder_digest": digest},
         "seconds": progress.seconds,

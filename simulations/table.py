@@ -1,7 +1,9 @@
 """The final table: every method on every region's test queries, over its whole catalog.
 
 Test queries come from each region's `qrels.parquet`, which nothing but this file reads. All dense
-methods rank through an exact FAISS index; `federated` through the one the region published.
+methods rank through an exact FAISS index; `federated` through the one the region published, and
+`hybrid` through the shelf over it, from which a shopper is answered. Differences that a reader will
+draw conclusions from are tested here too, since only here are the scores of single queries known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +15,35 @@ from numpy.typing import NDArray
 
 from client.evaluation import K, mean_metrics, mean_over, rank
 from client.region import Region, read_qrels
+from client.shelves import open_shelf, scratch_folder
 from client.worker import Worker
 from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder
-from shared.encoders.prefix_cache import TextPrefixes
 from shared.metrics import Qrels, judged_at_k, ndcg_at_k, ndcg_judged_at_k
-from shared.retrieval.index import search_index
-from shared.retrieval.lexical import LexicalIndex, language_of
+from shared.randomization import paired_randomization_test
+from shared.retrieval.hybrid import reciprocal_rank_fusion
+from shared.retrieval.index import build_index, search_index
+from shared.retrieval.lexical import LexicalIndex
 from shared.retrieval.manifest import open_current_index
+from shared.retrieval.products import ProductTable
+from shared.retrieval.shelf import DEPTH, Ask, Shelf
+from shared.retrieval.vectors import VectorIndex
 from simulations.baselines import pooled_products
 from simulations.prepare import lexical_rows
 
-ROWS = ("random", "bm25", "zero_shot", "local_only", "federated", "centralized")
-UNION_ROWS = ("random", "bm25", "zero_shot", "federated", "centralized")
+ROWS = ("random", "bm25", "zero_shot", "local_only", "federated", "hybrid", "centralized")
+UNION_ROWS = (
+    *("random", "bm25", "zero_shot", "hybrid_zero_shot"),
+    *("federated", "hybrid", "rrf", "centralized"),
+)
+NDCG, NDCG_JUDGED, JUDGED = f"ndcg@{K}", f"ndcg@{K}_judged", f"judged@{K}"
+# What a reader will ask: does the mix beat words, does it beat the encoder, did training help?
+REGION_PAIRS = (("hybrid", "bm25"), ("hybrid", "federated"), ("federated", "zero_shot"))
+UNION_PAIRS = (("hybrid", "bm25"), ("federated", "zero_shot"))
+_MIXES = {"zero_shot": "hybrid_zero_shot", "federated": "hybrid"}  # rows by the adapter in the mix
+
 Ranked = NDArray[np.int64]
+Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -51,12 +68,50 @@ class RegionTable:
         tests: its test queries.
         ranked: each method's ten best catalog rows for every test query, (Q, 10).
         rows: each method's mean metrics.
+        dense_weight: of the encoder in `hybrid`, as the region's validation clicks chose it.
     """
 
     worker: Worker
     tests: TestSet
     ranked: dict[str, Ranked]
     rows: dict[str, dict[str, float]]
+    dense_weight: float
+
+
+@dataclass(frozen=True)
+class UnionTable:
+    """All catalogs in one index, by human judgments.
+
+    Attributes:
+        scores: of each method by each metric, one a query, (Q,).
+        rows: their means.
+    """
+
+    scores: dict[str, dict[str, Scores]]
+    rows: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods on the same queries, and whether luck would explain the difference.
+
+    Attributes:
+        queries: "regions" (the test queries of all regions) or "union" (the human judgments).
+        a: a method.
+        b: the one it is held against.
+        metric: by which.
+        difference: mean of `a` less mean of `b`.
+        p: two-sided, of the paired randomization test; not corrected for the other comparisons.
+        num_queries: on which both were measured.
+    """
+
+    queries: str
+    a: str
+    b: str
+    metric: str
+    difference: float
+    p: float
+    num_queries: int
 
 
 def judgments(qrels: pl.DataFrame, product_ids: pl.Series) -> TestSet:
@@ -89,9 +144,12 @@ def region_table(worker: Worker, adapters: Mapping[str, Adapter], *, seed: int) 
         worker.encoder.load_adapter(adapters[name])
         ranked[name] = rank(worker.encoder, worker.products, prefixes, k=K)
     worker.encoder.load_adapter(adapters["federated"])
-    ranked["federated"] = _published(worker, prefixes)
+    vectors, shelf = worker.encoder.query_matrix(prefixes), _published(worker)
+    ranked["federated"] = shelf.vectors.search(vectors, K)[1]
+    ranked["hybrid"] = shelf_rows(shelf, tests.queries, vectors, k=K)
     rows = {name: mean_metrics(ranked[name], tests.qrels) for name in ROWS}
-    return RegionTable(worker, tests, {name: ranked[name] for name in ROWS}, rows)
+    ranked = {name: ranked[name] for name in ROWS}
+    return RegionTable(worker, tests, ranked, rows, shelf.dense_weight)
 
 
 def summarize(tables: Sequence[RegionTable]) -> tuple[dict[str, dict[str, float]], ...]:
@@ -110,8 +168,9 @@ def union_table(
     judged: pl.DataFrame,
     adapters: Mapping[str, Adapter],
     *,
+    dense_weight: float,
     seed: int,
-) -> dict[str, dict[str, float]]:
+) -> UnionTable:
     """Human judgments over all catalogs in one index; for judging only, since regions never pool.
 
     `local_only` has no row: vectors of different adapters cannot be compared.
@@ -120,22 +179,105 @@ def union_table(
         workers: of all regions.
         judged: query, product_id, grade.
         adapters: of `zero_shot`, `federated` and `centralized`.
+        dense_weight: of the encoder in both hybrids; nothing may have tuned it on `judged`.
         seed: of the random row.
     """
-    ids = pl.concat([worker.region.catalog["product_id"] for worker in workers])
-    tests = judgments(judged, ids)
-    texts = [text for worker in workers for text in worker.region.texts]
-    count = len(texts)
+    catalog = pl.concat([worker.region.catalog for worker in workers])
+    tests = judgments(judged, catalog["product_id"])
+    lexical = LexicalIndex.build(text for worker in workers for text in worker.region.texts)
+    products = ProductTable.build(catalog, group_attribute=None)
+    activations = pooled_products([worker.products for worker in workers])
+    prefixes, encoder = workers[0].query_prefixes(tests.queries), workers[0].encoder
+    count = catalog.height
     ranked = {
         "random": random_rows(len(tests.queries), count, count, seed=seed),
-        "bm25": lexical_rows(LexicalIndex.build(texts), tests.queries, count),
+        "bm25": lexical_rows(lexical, tests.queries, count),
     }
-    products = pooled_products([worker.products for worker in workers])
-    prefixes, encoder = workers[0].query_prefixes(tests.queries), workers[0].encoder
     for name in ("zero_shot", "federated", "centralized"):
         encoder.load_adapter(adapters[name])
-        ranked[name] = rank(encoder, products, prefixes, k=count)
-    return {name: _union_metrics(ranked[name], tests.qrels) for name in UNION_ROWS}
+        queries = encoder.query_matrix(prefixes)
+        index = build_index(encoder.product_matrix(activations))
+        ranked[name] = search_index(index, queries, count)[1]
+        if name in _MIXES:
+            vectors, digest = VectorIndex.over(index), encoder.digest
+            shelf = Shelf("union", 0, digest, products, vectors, lexical, dense_weight)
+            ranked[_MIXES[name]] = shelf_rows(shelf, tests.queries, queries, k=count)
+    ranked["rrf"] = rrf_rows(ranked["bm25"], ranked["federated"], depth=DEPTH)
+    return _union_measured(ranked, tests.qrels)
+
+
+def mean_dense_weight(tables: Sequence[RegionTable]) -> float:
+    """What the regions' own clicks say of the mix, each region counting the same."""
+    return float(np.mean([table.dense_weight for table in tables]))
+
+
+def compare_methods(
+    tables: Sequence[RegionTable], union: UnionTable | None, *, seed: int
+) -> list[Comparison]:
+    """Test the differences that a reader will draw conclusions from.
+
+    A query that several regions were asked is one query here, with the mean of its scores: the same
+    words put to four catalogs are not four pieces of evidence, and would make luck look like skill.
+
+    Args:
+        tables: of all regions.
+        union: by human judgments; None where there are none.
+        seed: of the random swaps.
+
+    Returns:
+        The pairs of `REGION_PAIRS`, then those of `UNION_PAIRS` over all products and over judged
+        ones; nothing for queries that there are not.
+    """
+    by_query = {name: {NDCG: _scores_by_query(tables, name)} for name in ROWS}
+    found = [_compare("regions", by_query, *pair, NDCG, seed=seed) for pair in REGION_PAIRS]
+    if union is not None:
+        found += [
+            _compare("union", union.scores, *pair, metric, seed=seed)
+            for pair in UNION_PAIRS
+            for metric in (NDCG, NDCG_JUDGED)
+        ]
+    return [one for one in found if one is not None]
+
+
+def shelf_rows(
+    shelf: Shelf, texts: Sequence[str], vectors: NDArray[np.float32], *, k: int
+) -> Ranked:
+    """What shoppers are answered, before variants are grouped and pages are cut.
+
+    Args:
+        shelf: of the region's published index, or of all catalogs.
+        texts: queries, Q of them.
+        vectors: of the queries, by the shelf's encoder, (Q, D).
+        k: rows a query.
+
+    Returns:
+        Rows, (Q, k), best first; -1 past the last candidate.
+    """
+    ranked = np.full((len(texts), k), -1, np.int64)
+    for line, text, vector in zip(ranked, texts, vectors, strict=True):
+        rows = shelf.find(Ask(text=text, vector=vector)).candidates[:k]
+        line[: len(rows)] = rows
+    return ranked
+
+
+def rrf_rows(*rankings: Ranked, depth: int) -> Ranked:
+    """Reciprocal rank fusion, which has no weight, of the same candidates as the shelf's.
+
+    Args:
+        rankings: rows, best first, padded with -1, (Q, K) each.
+        depth: how many rows of each count.
+
+    Returns:
+        Rows, (Q, at most depth a ranking), best first, padded with -1.
+    """
+    lists = [
+        reciprocal_rank_fusion([line[:depth][line[:depth] >= 0] for line in lines])[0]
+        for lines in zip(*rankings, strict=True)
+    ]
+    fused = np.full((len(lists), max(map(len, lists), default=0)), -1, np.int64)
+    for line, rows in zip(fused, lists, strict=True):
+        line[: len(rows)] = rows
+    return fused
 
 
 def random_rows(queries: int, products: int, k: int, *, seed: int) -> Ranked:
@@ -146,21 +288,60 @@ def random_rows(queries: int, products: int, k: int, *, seed: int) -> Ranked:
 
 
 def _bm25(region: Region, queries: Sequence[str]) -> Ranked:
-    language = language_of(region.config.locale)
-    return lexical_rows(LexicalIndex.build(region.texts, language=language), queries, K)
+    index = LexicalIndex.build(region.texts, locale=region.config.locale)
+    return lexical_rows(index, queries, K)
 
 
-def _published(worker: Worker, queries: TextPrefixes) -> Ranked:
-    """What the region's published index answers; its digest must be the encoder's."""
+def _published(worker: Worker) -> Shelf:
+    """What the region answers from; its digest must be the encoder's."""
     encoder: Encoder = worker.encoder
-    index = open_current_index(worker.region.state, expected_digest=encoder.digest)
-    return search_index(index.index, encoder.query_matrix(queries), K)[1]
+    region = worker.region
+    index = open_current_index(region.state, expected_digest=encoder.digest)
+    scratch = scratch_folder(region.state)
+    shelf = open_shelf(region, index, encoder.encode_products, scratch=scratch)
+    assert not shelf.num_changes, "rows are those of the catalog that the judgments were joined to"
+    return shelf
 
 
-def _union_metrics(ranked: Ranked, qrels: Qrels) -> dict[str, float]:
-    measures: dict[str, Callable[..., NDArray[np.float64]]] = {
-        f"ndcg@{K}": ndcg_at_k,
-        f"ndcg@{K}_judged": ndcg_judged_at_k,
-        f"judged@{K}": judged_at_k,
+def _union_measured(ranked: Mapping[str, Ranked], qrels: Qrels) -> UnionTable:
+    measures: dict[str, Callable[..., Scores]] = {
+        NDCG: ndcg_at_k,
+        NDCG_JUDGED: ndcg_judged_at_k,
+        JUDGED: judged_at_k,
     }
-    return {name: float(np.mean(measure(ranked, qrels, k=K))) for name, measure in measures.items()}
+    scores = {
+        name: {metric: measure(ranked[name], qrels, k=K) for metric, measure in measures.items()}
+        for name in UNION_ROWS
+    }
+    rows = {
+        name: {metric: float(np.mean(values)) for metric, values in by_metric.items()}
+        for name, by_metric in scores.items()
+    }
+    return UnionTable(scores, rows)
+
+
+def _scores_by_query(tables: Sequence[RegionTable], name: str) -> Scores:
+    """nDCG@10 of every distinct query text, the mean over the regions that have it, sorted."""
+    measured = [table for table in tables if table.tests.queries]
+    texts = [query for table in measured for query in table.tests.queries]
+    scores = [ndcg_at_k(table.ranked[name], table.tests.qrels, k=K) for table in measured]
+    number = np.unique(np.array(texts, np.str_), return_inverse=True)[1]
+    return np.bincount(number, np.concatenate([[], *scores])) / np.bincount(number)
+
+
+def _compare(
+    queries: str,
+    scores: Mapping[str, Mapping[str, Scores]],
+    a: str,
+    b: str,
+    metric: str,
+    *,
+    seed: int,
+) -> Comparison | None:
+    """None where there is no query: a mean of nothing is not 0."""
+    first, second = scores[a][metric], scores[b][metric]
+    if not len(first):
+        return None
+    difference = float(np.mean(first) - np.mean(second))
+    p = paired_randomization_test(first, second, seed=seed)
+    return Comparison(queries, a, b, metric, difference, p, len(first))

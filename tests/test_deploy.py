@@ -15,14 +15,15 @@ import yaml
 
 import fedshelf
 from client.processes import superexec_process, supernode_process
-from shared.schema import BaseConfig, HeadquartersConfig, RegionConfig
+from shared.schema import BaseConfig, HeadquartersConfig, RegionConfig, ServeConfig
 from shared.supervise import Process, flower_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
-PAGES = [ROOT / "docs" / "deployment.md", DEPLOY / "README.md"]
-TEXTS = [*PAGES, *UNITS, DEPLOY / "Dockerfile", DEPLOY / "compose.yaml"]
+PAGES = [ROOT / "docs" / "deployment.md", ROOT / "docs" / "serving.md", DEPLOY / "README.md"]
+COMPOSE, SERVE = DEPLOY / "compose.yaml", DEPLOY / "compose.serve.yaml"
+TEXTS = [*PAGES, *UNITS, DEPLOY / "Dockerfile", COMPOSE, SERVE]
 INSTALLED = "/opt/fedshelf/bin/"
 FLOWER = {"supernode", "superexec"}  # units and services that start a Flower program themselves
 SHARED_BY_A_REGION = ("worker", "supernode", "superexec")
@@ -61,8 +62,8 @@ def unit(name: str) -> Path:
     return DEPLOY / "systemd" / f"fedshelf-{name}.service"
 
 
-def compose() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+def compose(path: Path = COMPOSE) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -169,6 +170,33 @@ def test_what_headquarters_sends_reaches_no_data_and_no_network() -> None:
     assert services["superexec"]["networks"] == ["inside"] and networks["inside"]["internal"]
     mounted = {volume.split(":")[0] for volume in services["superexec"]["volumes"]}
     assert mounted == {"app", "socket"}
+
+
+def test_what_headquarters_sends_cannot_take_the_place_of_the_service() -> None:
+    assert settings(unit("superexec"))["SocketBindDeny"] == ["any"]
+    assert "SocketBindDeny" not in settings(unit("worker"))
+
+
+def test_a_region_that_serves_in_containers_opens_its_worker_alone() -> None:
+    base, added = compose(), compose(SERVE)
+    assert added.keys() == {"services"} and added["services"].keys() == {"worker"}
+    assert added["services"]["worker"].keys().isdisjoint(base["services"]["worker"])
+    assert [name for name in base["services"] if "ports" in base["services"][name]] == [
+        "headquarters"
+    ]
+    worker = added["services"]["worker"]
+    served = ServeConfig()
+    ports = [address.rpartition(":")[2] for address in (served.http, served.grpc)]
+    assert worker["ports"] == [f"{port}:{port}" for port in ports]
+    assert "networks" not in base["services"]["worker"]  # so not that of what headquarters sends
+
+
+def test_the_health_check_of_a_region_that_serves_is_a_program() -> None:
+    *python, program = compose(SERVE)["services"]["worker"]["healthcheck"]["test"]
+    assert python == ["CMD", "python", "-c"]
+    compile(program, "healthcheck", "exec")
+    (url,) = re.findall(r'"(https://[^"]+)"', program)
+    assert url.endswith(":8080/readyz")
 
 
 @each_unit

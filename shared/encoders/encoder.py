@@ -4,10 +4,13 @@ One object a process; adapters are swapped in place. Vectors may only be compare
 equal: it covers the base (weights and preprocessing) and the adapter.
 """
 
+import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,13 +21,15 @@ from torch import Tensor, nn
 from shared.adapter import Adapter, require_same_form
 from shared.encoders.base import BaseInfo, read_base
 from shared.encoders.fusion import Fusion, fuse
-from shared.encoders.image import ImageTower
+from shared.encoders.image import ImageTower, load_pixels
 from shared.encoders.lora import load_lora_state, lora_state, reset_lora, save_lora
 from shared.encoders.prefix_cache import ImagePrefixes, TextPrefixes
-from shared.encoders.text import TextTower, pad
+from shared.encoders.text import TextTower
 from shared.errors import ConfigError, ReleaseError, WireError
 
 BATCH = 256
+
+Photo = Path | BinaryIO
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,18 @@ class Encoder:
         self.image = ImageTower(folder / "image", base.image, device)
         self.fusion = Fusion(image_weight=base.image_weight, temperature=base.temperature)
         self.fusion.to(device)
+        self.on_batch: Callable[[], None] = _go_on  # called between batches of a whole catalog
         self.reset(seed=0)
+
+    def replica(self) -> "Encoder":
+        """An independent encoder on the same frozen weights; only what is trainable is copied.
+
+        Whoever serves searches holds one, so that training may swap adapters in the other.
+        """
+        modules = (self.text.peft, self.image.peft)
+        tensors = chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)
+        frozen = {id(tensor): tensor for tensor in tensors if not tensor.requires_grad}
+        return copy.deepcopy(self, memo=frozen)
 
     # -- adapter ---------------------------------------------------------------------------------
 
@@ -169,6 +185,7 @@ class Encoder:
             text = self.text_vectors(products.texts, wanted[batch])
             image = self.image_vectors(products.images, wanted[batch])
             vectors[batch] = self.fused(text, image, products, wanted[batch]).cpu().numpy()
+            self.on_batch()
         return vectors
 
     @torch.inference_mode()
@@ -189,7 +206,7 @@ class Encoder:
         return vectors
 
     def encode_products(
-        self, texts: Sequence[str | None], images: Sequence[Path | None]
+        self, texts: Sequence[str | None], images: Sequence[Photo | None]
     ) -> NDArray[np.float32]:
         """Unit vectors (N, D) of products, computed from scratch.
 
@@ -203,37 +220,30 @@ class Encoder:
         return self._encode(texts, images, self.fusion.gate.detach())
 
     def encode_queries(
-        self, texts: Sequence[str | None], images: Sequence[Path | None]
+        self, texts: Sequence[str | None], images: Sequence[Photo | None]
     ) -> NDArray[np.float32]:
         """Unit vectors (Q, D) of queries; text and photo count equally where both are given."""
         return self._encode(texts, images, torch.zeros(2, device=self.device))
 
     @torch.inference_mode()
     def _encode(
-        self, texts: Sequence[str | None], images: Sequence[Path | None], gate: Tensor
+        self, texts: Sequence[str | None], images: Sequence[Photo | None], gate: Tensor
     ) -> NDArray[np.float32]:
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         lengths = np.array([len(text or "") for text in texts], dtype=np.int64)
         for rows in batches_by_length(lengths):
-            some_texts = [texts[row] for row in rows]
-            some_images = [images[row] for row in rows]
-            text, has_text = self._encode_texts(some_texts)
-            image, has_image = self._encode_images(some_images)
+            text = self.text.encode([texts[row] or "" for row in rows])
+            has_text = torch.tensor([bool(texts[row]) for row in rows], device=self.device)
+            image, has_image = self._encode_images([images[row] for row in rows])
             vectors[rows] = fuse(text, image, has_text, has_image, gate).cpu().numpy()
         return vectors
 
-    def _encode_texts(self, texts: list[str | None]) -> tuple[Tensor, Tensor]:
-        hidden, mask = pad(self.text.prefix([text or "" for text in texts]))
-        vectors = self.text.suffix(hidden.to(self.device), mask.to(self.device))
-        present = [bool(text) for text in texts]
-        return vectors, torch.tensor(present, device=self.device)
-
-    def _encode_images(self, paths: list[Path | None]) -> tuple[Tensor, Tensor]:
-        vectors = torch.zeros(len(paths), self.dim, device=self.device)
-        present = torch.tensor([path is not None for path in paths], device=self.device)
-        some = [path for path in paths if path is not None]
+    def _encode_images(self, photos: list[Photo | None]) -> tuple[Tensor, Tensor]:
+        vectors = torch.zeros(len(photos), self.dim, device=self.device)
+        present = torch.tensor([photo is not None for photo in photos], device=self.device)
+        some = [load_pixels(p, self.image.config.size) for p in photos if p is not None]
         if some:
-            vectors[present] = self.image.suffix(self.image.prefix(some).to(self.device))
+            vectors[present] = self.image.encode(np.stack(some))
         return vectors, present
 
     # -- release files ---------------------------------------------------------------------------
@@ -261,6 +271,10 @@ class Encoder:
             self.load_adapter(adapter)
         except WireError as error:
             raise ReleaseError(f"{folder}: {error}; it was made for another base") from None
+
+
+def _go_on() -> None:
+    """Between two batches nothing has to be done."""
 
 
 def batches_by_length(lengths: NDArray[np.int64], batch: int = BATCH) -> list[NDArray[np.int64]]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import timm
@@ -68,14 +68,14 @@ def create_image_model(config: ImageConfig) -> nn.Module:
     return model
 
 
-def load_pixels(path: Path, size: int) -> NDArray[np.uint8]:
+def load_pixels(photo: Path | BinaryIO, size: int) -> NDArray[np.uint8]:
     """A photo as the towers see it: RGB, whole picture, white margins to a square.
 
     `image_config_json` tells readers without our code the same, and the base's fingerprint covers
     it: change the two together.
 
     Args:
-        path: any format Pillow reads.
+        photo: any format Pillow reads; a file's path, or its bytes as a stream.
         size: side in pixels.
 
     Returns:
@@ -85,16 +85,21 @@ def load_pixels(path: Path, size: int) -> NDArray[np.uint8]:
         DataError: not a readable picture, or more than MAX_PIXELS.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(photo) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: {image.width}x{image.height} pixels; at most 64 million")
+                found = f"{image.width}x{image.height} pixels"
+                raise DataError(f"{_name(photo)}: {found}; at most 64 million")
             image.draft("RGB", (size, size))
             upright = _on_white(ImageOps.exif_transpose(image))
             square = ImageOps.pad(upright, (size, size), color=WHITE)
             return np.array(square, dtype=np.uint8)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = type(error).__name__
-        raise DataError(f"{path}: not a readable picture ({reason}); replace the file") from None
+        found = f"not a readable picture ({type(error).__name__})"
+        raise DataError(f"{_name(photo)}: {found}; replace the file") from None
+
+
+def _name(photo: Path | BinaryIO) -> str:
+    return str(photo) if isinstance(photo, Path) else "the photo"
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -157,6 +162,11 @@ class ImageTower:
         )
         with self.split.replay(hidden):
             return nn.functional.normalize(self._model(dummy), dim=1)
+
+    @torch.inference_mode()
+    def encode(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Unit vectors (B, D) of pixels (B, S, S, 3) in one pass, nothing kept."""
+        return nn.functional.normalize(self._model(self.normalize(pixels)), dim=1)
 
 
 def image_config_json(config: ImageConfig) -> str:

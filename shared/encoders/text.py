@@ -123,6 +123,14 @@ class TextTower:
             output = self._model(input_ids=torch.zeros_like(mask), attention_mask=mask)
         return nn.functional.normalize(self._pool(output, mask), dim=1)
 
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (B, D) in one pass, nothing kept; several threads may encode at once."""
+        ids, mask = self.tokenize(texts)
+        mask = mask.to(self.device)
+        output = self._model(input_ids=ids.to(self.device), attention_mask=mask)
+        return nn.functional.normalize(self._pool(output, mask), dim=1)
+
     def _pool(self, output: Any, mask: Tensor) -> Tensor:
         if self.config.pooling == "pooler":
             pooled: Tensor = output.pooler_output

@@ -18,7 +18,7 @@ FACTORY: Final = "IDMap2,Flat"
 _UNIT_TOLERANCE = 1e-3  # fp16 activations leave norms within 5e-4 of 1
 # Far above the rounding of a float32 dot product of unit vectors (about 1e-6 at 4,096 dimensions),
 # far below any difference in score that means something.
-_TIE_TOLERANCE = 1e-5
+TIE_TOLERANCE: Final = 1e-5
 _CHUNK_NUMBERS = 4_000_000  # candidate numbers re-scored at once, 32 MB in double precision
 
 
@@ -34,7 +34,7 @@ def build_index(vectors: NDArray[np.float32]) -> faiss.Index:
     Raises:
         RetrievalError: not two-dimensional, empty, not finite, or not of unit length.
     """
-    _check_unit(vectors)
+    check_unit(vectors)
     index = faiss.index_factory(vectors.shape[1], FACTORY, faiss.METRIC_INNER_PRODUCT)
     rows = np.arange(len(vectors), dtype=np.int64)
     index.add_with_ids(np.ascontiguousarray(vectors, np.float32), rows)
@@ -58,7 +58,7 @@ def search_index(
         RetrievalError: `queries` has another number of dimensions than the index, or is not finite.
     """
     queries = np.ascontiguousarray(queries, np.float32)
-    _check_queries(index, queries)
+    check_queries(index, queries)
     k = max(0, min(k, index.ntotal))
     if not k or not len(queries):
         return np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
@@ -79,7 +79,15 @@ def vectors_of(index: faiss.Index, rows: NDArray[np.int64]) -> NDArray[np.float3
     return found
 
 
-def _check_unit(vectors: NDArray[np.float32]) -> None:
+def check_unit(vectors: NDArray[np.float32]) -> None:
+    """Refuse vectors whose inner products would be no cosines.
+
+    Args:
+        vectors: product vectors, (N, D).
+
+    Raises:
+        RetrievalError: not two-dimensional, empty, not finite, or not of unit length.
+    """
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise RetrievalError(
             f"cannot index vectors of shape {vectors.shape}: expected (products, dimensions), at"
@@ -94,7 +102,16 @@ def _check_unit(vectors: NDArray[np.float32]) -> None:
         )
 
 
-def _check_queries(index: faiss.Index, queries: NDArray[np.float32]) -> None:
+def check_queries(index: faiss.Index, queries: NDArray[np.float32]) -> None:
+    """Refuse queries that an index cannot answer.
+
+    Args:
+        index: to be searched; D dimensions.
+        queries: query vectors, (Q, D).
+
+    Raises:
+        RetrievalError: `queries` has another number of dimensions than the index, or is not finite.
+    """
     if queries.ndim != 2 or queries.shape[1] != index.d:
         raise RetrievalError(
             f"queries of shape {queries.shape} for an index of {index.d} dimensions; search with"
@@ -102,6 +119,21 @@ def _check_queries(index: faiss.Index, queries: NDArray[np.float32]) -> None:
         )
     if not np.isfinite(queries).all():
         raise RetrievalError("a query vector is not finite; check the release and the base")
+
+
+def inner_products(queries: NDArray[np.float32], vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Scores that depend on nothing but the two vectors: not on the batch, not on the place in it.
+
+    Args:
+        queries: query vectors, (Q, D).
+        vectors: candidates of each query, (Q, W, D).
+
+    Returns:
+        Inner products summed in double precision and rounded once, (Q, W).
+    """
+    sums = np.einsum("qd,qwd->qw", queries.astype(np.float64), vectors.astype(np.float64))
+    scores: NDArray[np.float32] = sums.astype(np.float32)
+    return scores
 
 
 def _search(
@@ -119,20 +151,14 @@ def _search_chunk(
     index: faiss.Index, queries: NDArray[np.float32], k: int, width: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     _, candidates = index.search(queries, width)  # (C, width)
-    exact = _exact_scores(index, queries, candidates)  # (C, width)
+    vectors = vectors_of(index, candidates.ravel()).reshape(*candidates.shape, index.d)
+    exact = inner_products(queries, vectors)  # (C, width)
     order = np.lexsort((candidates, -exact), axis=-1)
     exact = np.take_along_axis(exact, order, axis=1)
     scores, rows = exact[:, :k].copy(), np.take_along_axis(candidates, order[:, :k], axis=1)
     # A row that FAISS left out scores at most the worst candidate, up to rounding.
-    open_ended = (width < index.ntotal) & (exact[:, k - 1] <= exact[:, -1] + _TIE_TOLERANCE)
+    open_ended = (width < index.ntotal) & (exact[:, k - 1] <= exact[:, -1] + TIE_TOLERANCE)
     if open_ended.any():
         wider = _search(index, queries[open_ended], k, min(4 * width, index.ntotal))
         scores[open_ended], rows[open_ended] = wider
     return scores, rows
-
-
-def _exact_scores(index: Any, queries: NDArray[np.float32], rows: NDArray[Any]) -> Any:
-    """Inner products summed in double precision and rounded once, (C, width) float32."""
-    vectors = vectors_of(index, rows.ravel()).reshape(*rows.shape, index.d)  # (C, width, D)
-    sums = np.einsum("cd,cwd->cw", queries.astype(np.float64), vectors.astype(np.float64))
-    return sums.astype(np.float32)

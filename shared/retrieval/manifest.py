@@ -2,7 +2,10 @@
 
     state/indexes/<release>-<catalog digest>/index.faiss   plain FAISS; ids are row numbers
                                              ids.npy       row number -> product id
-                                             INDEX.json    what it is, with sha256 of the two
+                                             digests.npy   what each product was then
+                                             vectors.npy   whole vectors, beside coded ones only
+                                             lexical/      tantivy's files; nothing changes them
+                                             INDEX.json    what it is, with sha256 of the others
     state/current                                          which of these folders answers
 
 An index is only worth something together with the encoder that made it, so the manifest names that
@@ -24,9 +27,13 @@ from pydantic import Field
 
 from shared.durable import Record, locked, new_folder, replace_file, sha256_file
 from shared.errors import RetrievalError
-from shared.retrieval.index import FACTORY, METRIC
+from shared.retrieval.hybrid import DEFAULT_DENSE_WEIGHT, Tuned
+from shared.retrieval.index import METRIC
+from shared.retrieval.lexical import LexicalDocument, LexicalIndex
+from shared.retrieval.vectors import RecallReport, VectorIndex
 
-INDEX_FILES = ("ids.npy", "index.faiss")
+INDEX_FILES = ("digests.npy", "ids.npy", "index.faiss")
+LEXICAL, MATRIX = "lexical", "vectors.npy"
 _HEX = r"^[0-9a-f]{64}$"
 
 
@@ -39,19 +46,26 @@ class IndexManifest(Record):
         catalog_digest: of the catalog its rows are.
         num_products: rows.
         dim: D, length of every vector.
-        files: sha256 of each file.
+        factory: FAISS's own name for this kind of index.
+        recall: what it finds of what an exact search finds.
+        dense_weight: of the dense ranker in the mix of the two.
+        dense_weights: what was measured at each weight on validation clicks; empty if nothing.
+        files: sha256 of each file, by its path in the folder.
         created: when; no other field but the checksum depends on it.
         checksum: sha256 of this record with an empty checksum.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     release: int = Field(ge=0)
     encoder_digest: str = Field(pattern=_HEX)
     catalog_digest: str = Field(pattern=_HEX)
     num_products: int = Field(ge=1)
     dim: int = Field(ge=1)
     metric: Literal["inner_product"] = METRIC
-    factory: str = FACTORY
+    factory: str
+    recall: RecallReport
+    dense_weight: float = Field(ge=0, le=1)
+    dense_weights: dict[str, float]
     files: dict[str, str]
     created: datetime
     checksum: str = ""
@@ -85,30 +99,58 @@ class OpenIndex:
         folder: where it was read from.
         index: the FAISS index; its ids are row numbers.
         ids: product id of each row, (N,) of fixed-width text.
+        digests: of each product as it was then, (N, 2) uint64; see `IndexParts`.
+        matrix: whole vectors (N, D) beside an index of codes, mapped from disk; else None.
         manifest: what INDEX.json says.
     """
 
     folder: Path
     index: faiss.Index
     ids: NDArray[np.str_]
+    digests: NDArray[np.uint64]
+    matrix: NDArray[np.float16] | None
     manifest: IndexManifest
+
+    def vectors(self) -> VectorIndex:
+        """What searches it."""
+        return VectorIndex.over(self.index, matrix=self.matrix)
+
+
+@dataclass(frozen=True)
+class IndexParts:
+    """What goes into an index folder.
+
+    Attributes:
+        index: the vectors, from `build_planned`.
+        factory: what it was built as.
+        ids: product id of each row, N.
+        digests: (N, 2) uint64; of what a product's vector was made from, and of all its cells.
+        documents: what the lexical index reads of each row.
+        locale: whose words they are.
+        recall: of `index`.
+        matrix: whole vectors (N, D) beside an index of codes, else None.
+        tuned: weight of the mix; None takes the default.
+    """
+
+    index: faiss.Index
+    factory: str
+    ids: Sequence[str]
+    digests: NDArray[np.uint64]
+    documents: Sequence[LexicalDocument]
+    locale: str
+    recall: RecallReport
+    matrix: NDArray[np.float16] | None = None
+    tuned: Tuned | None = None
 
 
 def write_index_folder(
-    parent: Path,
-    index: faiss.Index,
-    ids: Sequence[str],
-    *,
-    release: int,
-    encoder_digest: str,
-    catalog_digest: str,
+    parent: Path, parts: IndexParts, *, release: int, encoder_digest: str, catalog_digest: str
 ) -> Path:
     """Write an index beside the others; none of them is touched.
 
     Args:
         parent: `state/indexes`, made if missing.
-        index: from `build_index`.
-        ids: product id of each row, N.
+        parts: what it holds.
         release: number of the release whose adapter encoded it; 0 is the base alone.
         encoder_digest: of the encoder that made its vectors.
         catalog_digest: of the catalog its rows are.
@@ -117,7 +159,7 @@ def write_index_folder(
         The new folder, whole and on disk: `<release>-<catalog digest>`, with `-2` and so on after
         it where that name is taken.
     """
-    assert index.ntotal == len(ids), "one product id a row"
+    tuned = parts.tuned
     with locked(parent):
         final = _free_folder(parent, f"{release}-{catalog_digest[:12]}")
         with new_folder(final) as folder:
@@ -125,9 +167,13 @@ def write_index_folder(
                 release=release,
                 encoder_digest=encoder_digest,
                 catalog_digest=catalog_digest,
-                num_products=len(ids),
-                dim=index.d,
-                files=_write_files(folder, index, ids),
+                num_products=len(parts.ids),
+                dim=parts.index.d,
+                factory=parts.factory,
+                recall=parts.recall,
+                dense_weight=tuned.dense_weight if tuned else DEFAULT_DENSE_WEIGHT,
+                dense_weights={f"{w:g}": x for w, x in tuned.figures.items()} if tuned else {},
+                files=_write_files(folder, parts),
                 created=datetime.now(UTC),
             )
             (folder / "INDEX.json").write_bytes(manifest.checked().to_bytes())
@@ -156,9 +202,15 @@ def open_index_folder(folder: Path, *, expected_digest: str | None = None) -> Op
     _verify_files(folder, manifest)
     index = faiss.read_index(str(folder / "index.faiss"))
     ids = np.load(folder / "ids.npy", allow_pickle=False)
-    if not index.ntotal == len(ids) == manifest.num_products or index.d != manifest.dim:
-        raise _damaged(folder, f"{index.ntotal} vectors for {len(ids)} product ids")
-    return OpenIndex(folder, index, ids, manifest)
+    digests = np.load(folder / "digests.npy", allow_pickle=False)
+    counts = {index.ntotal, len(ids), len(digests), manifest.num_products}
+    if len(counts) > 1 or index.d != manifest.dim:
+        found = f"{index.ntotal} vectors for {len(ids)} product ids and {len(digests)} digests"
+        raise _damaged(folder, found)
+    matrix = None
+    if MATRIX in manifest.files:
+        matrix = np.load(folder / MATRIX, mmap_mode="r", allow_pickle=False)
+    return OpenIndex(folder, index, ids, digests, matrix, manifest)
 
 
 def read_pointer(state: Path) -> IndexPointer:
@@ -224,10 +276,22 @@ def _free_folder(parent: Path, name: str) -> Path:
     return next(parent / free for free in names if not (parent / free).exists())
 
 
-def _write_files(folder: Path, index: faiss.Index, ids: Sequence[str]) -> dict[str, str]:
-    faiss.write_index(index, str(folder / "index.faiss"))
-    np.save(folder / "ids.npy", np.array(ids, dtype=np.str_), allow_pickle=False)
-    return {name: sha256_file(folder / name) for name in INDEX_FILES}
+def _write_files(folder: Path, parts: IndexParts) -> dict[str, str]:
+    shape = (parts.index.ntotal, 2)
+    assert len(parts.ids) == shape[0] and parts.digests.shape == shape, "one product a row"
+    faiss.write_index(parts.index, str(folder / "index.faiss"))
+    np.save(folder / "ids.npy", np.array(parts.ids, dtype=np.str_), allow_pickle=False)
+    np.save(folder / "digests.npy", parts.digests, allow_pickle=False)
+    if parts.matrix is not None:
+        np.save(folder / MATRIX, parts.matrix, allow_pickle=False)
+    LexicalIndex.write(folder / LEXICAL, parts.documents, locale=parts.locale)
+    return {name: sha256_file(folder / name) for name in _file_names(folder)}
+
+
+def _file_names(folder: Path) -> list[str]:
+    """Every file of an index but INDEX.json, by its path in the folder."""
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in names if name != "INDEX.json")
 
 
 def _read_manifest(folder: Path) -> IndexManifest:
@@ -247,10 +311,13 @@ def _read_manifest(folder: Path) -> IndexManifest:
 
 def _verify_files(folder: Path, manifest: IndexManifest) -> None:
     for name in INDEX_FILES:
+        if name not in manifest.files:
+            raise _damaged(folder, f"{name} is not in INDEX.json")
+    for name, digest in manifest.files.items():
         path = folder / name
         if not path.is_file():
             raise _damaged(folder, f"{name} is missing")
-        if sha256_file(path) != manifest.files.get(name):
+        if sha256_file(path) != digest:
             raise _damaged(folder, f"{name} is not the file that was written")
 
 

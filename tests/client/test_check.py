@@ -127,6 +127,58 @@ def test_a_region_without_its_key_must_enrol(north: Path) -> None:
     assert "node.key: not found" in rows["permissions"].found
 
 
+# -- service ---------------------------------------------------------------------------------------
+
+
+def secret(path: Path, text: str = "0123456789abcdef") -> Path:
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o600)
+    return path
+
+
+def test_a_service_is_asked_about_only_where_there_is_one(north: Path) -> None:
+    assert "service" not in rows_of(north)
+    row = rows_of(change(north, serve={"grpc": ""}))["service"]
+    assert (row.verdict, row.advice) == ("ok", "")
+    assert row.found == "127.0.0.1:8080, in plain, to every user of this machine"
+
+
+def test_a_service_without_a_token_lets_in_what_headquarters_sends(north: Path) -> None:
+    row = rows_of(change(north, headquarters={"address": "127.0.0.1:1"}, serve={}))["service"]
+    assert row.verdict == "warn"
+    assert "set serve.token_file" in row.advice
+    secret(north / "serve.token")
+    row = rows_of(change(north, serve={"token_file": "serve.token"}))["service"]
+    assert (row.verdict, row.advice) == ("ok", "")
+    assert row.found.endswith("to whoever has the token")
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604])
+def test_the_token_is_its_owners_alone(north: Path, mode: int) -> None:
+    token = secret(north / "serve.token")
+    token.chmod(mode)
+    row = rows_of(change(north, serve={"token_file": "serve.token"}))["service"]
+    assert (row.verdict, row.advice) == ("fail", f"chmod 600 {token}")
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"token_file": "serve.token"}, "serve.token: cannot be read"),
+        ({"token_file": "short.token"}, "short.token: not one token"),
+        ({"http": "0.0.0.0:8080"}, "others can reach 0.0.0.0"),
+        ({"rules": "rules.toml"}, "rules.toml: not found"),
+    ],
+)
+def test_a_service_that_could_not_start_fails(
+    north: Path, keys: dict[str, str], found: str
+) -> None:
+    secret(north / "short.token", "secret")
+    rows = rows_of(change(north, serve=keys))
+    assert verdicts(rows, "fail") == ["service"]
+    assert found in rows["service"].found
+
+
 # -- data ------------------------------------------------------------------------------------------
 
 

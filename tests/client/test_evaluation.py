@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from client.clicks import ValidationSet
-from client.evaluation import compare, evaluate, mean_metrics, mean_over, rank
+from client.evaluation import compare, evaluate, in_order, mean_metrics, mean_over, rank
 from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
@@ -16,6 +17,7 @@ from shared.wire import Difference
 TITLES = ["leather boot", "wool jacket", "desk light", "smart mobile"]
 QUERIES = ["boot", "light", "wool"]
 Prefixes = tuple[ProductPrefixes, TextPrefixes]
+Vectors = NDArray[np.float32]
 
 
 @pytest.fixture
@@ -223,6 +225,61 @@ def test_without_held_out_clicks_there_is_nothing_to_compare(
     )
     assert metrics == {}
     assert found == {0: Difference(0, 0.0, 0.0), 4: Difference(0, 0.0, 0.0)}
+
+
+# -- what shoppers see: the encoder mixed with words ----------------------------------------------
+
+
+def test_a_mix_is_measured_in_its_own_order(
+    encoder: Encoder, prefixes: Prefixes, trained: Adapter
+) -> None:
+    """It is handed what the encoder says of the whole catalog; rows shown decide among equals."""
+    shown, references = held_out(*SHOWN), others(encoder, trained)
+    handed = []
+
+    def words(vectors: Vectors, queries: Vectors) -> list[NDArray[np.float64]]:
+        handed.append((vectors, queries))
+        return [np.array([3.0, 1.0, 2.0, 3.0]), np.array([0.0, 0.0]), np.array([0.0, 1.0, 2.0])]
+
+    metrics, found = compare(
+        encoder, *prefixes, shown, candidate=trained, references=references, mix=words
+    )
+    first = [1.0, 0.25, 0.0, 0.5], [0.0, 2.0], [1.5, 0.75, 0.5]  # gains in that order
+    discounts = [1 / math.log2(place + 2) for place in range(4)]
+    gained = sum(g * d for gains in first for g, d in zip(gains, discounts, strict=False))
+    ideal = [sorted(gains, reverse=True) for gains in first]
+    most = sum(g * d for gains in ideal for g, d in zip(gains, discounts, strict=False))
+    assert metrics == {"ndcg@10": pytest.approx(gained / most)}
+    # Words do not change with the adapter, so no reference differs.
+    assert found == {number: Difference(3, 0.0, 0.0) for number in references}
+    for adapter, (vectors, queries) in zip([trained, *references.values()], handed, strict=True):
+        encoder.load_adapter(adapter)
+        np.testing.assert_array_equal(vectors, encoder.product_matrix(prefixes[0]))
+        np.testing.assert_array_equal(queries, encoder.query_matrix(prefixes[1]))
+
+
+def test_a_mix_of_nothing_but_cosines_is_the_encoder_alone(
+    encoder: Encoder, prefixes: Prefixes, trained: Adapter
+) -> None:
+    shown, references = held_out(*SHOWN), others(encoder, trained)
+
+    def cosines(vectors: Vectors, queries: Vectors) -> list[Vectors]:
+        columns = zip(queries @ vectors.T, shown.rows, strict=True)
+        return [line[rows] for line, rows in columns]
+
+    mix = [
+        compare(encoder, *prefixes, shown, candidate=trained, references=references, mix=one)
+        for one in (None, cosines)
+    ]
+    assert mix[0] == mix[1]
+    assert any(abs(one.mean) > 0.01 for one in mix[0][1].values())
+
+
+def test_equal_scores_are_in_row_order() -> None:
+    shown = held_out({1: 0.5, 2: 0.75, 3: 1.5}, {0: 1.0, 2: 2.0}, {3: 4.0})
+    scores = [np.array([1.0, 2.0, 1.0]), np.array([0.0, 0.0]), np.array([-1.0])]
+    ordered = [gains.tolist() for gains in in_order(scores, shown)]
+    assert ordered == [[0.75, 0.5, 1.5], [1.0, 2.0], [4.0]]
 
 
 def test_every_region_counts_the_same() -> None:

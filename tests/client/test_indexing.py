@@ -35,8 +35,16 @@ from client.sources import FolderSource
 from shared.durable import canonical_json
 from shared.errors import ConfigError, ReleaseError, RetrievalError
 from shared.release import MODEL_FILES
+from shared.retrieval.hybrid import Tuned
 from shared.retrieval.index import build_index, search_index
-from shared.retrieval.manifest import open_current_index, open_index_folder, read_pointer
+from shared.retrieval.lexical import LexicalIndex
+from shared.retrieval.manifest import (
+    LEXICAL,
+    open_current_index,
+    open_index_folder,
+    read_pointer,
+)
+from shared.retrieval.vectors import VectorIndex, plan_factory
 
 
 @pytest.fixture
@@ -287,6 +295,61 @@ def test_an_index_is_built_stamped_and_in_use(region: Region) -> None:
     assert opened.manifest.catalog_digest == region.catalog_digest
 
 
+def test_an_index_holds_digests_words_and_the_weight(region: Region, tmp_path: Path) -> None:
+    tuned = Tuned(0.25, {0.25: 0.5}, num_queries=30)
+    built = build_region_index(region, HashEncoder(), release=1, tuned=tuned)
+    opened = open_index_folder(built)
+    np.testing.assert_array_equal(opened.digests, region.digests)
+    assert (opened.manifest.dense_weight, opened.manifest.dense_weights) == (0.25, {"0.25": 0.5})
+    words = LexicalIndex.open(built / LEXICAL, scratch=tmp_path / "scratch")
+    assert words.search("red boot", 5)[0].tolist() == [0, 2, 1]
+    assert words.search("größe", 5)[0].tolist() == [4]
+
+
+def test_an_index_is_planned_measured_and_of_the_operators_kind(
+    tmp_path: Path, headquarters: Headquarters
+) -> None:
+    for name, extra, factory in (
+        ("planned", "", plan_factory(5, 16)),
+        ("chosen", '[serve]\nindex_factory = "HNSW4"\n', "HNSW4"),
+    ):
+        region = open_region(write_region(tmp_path / name, headquarters, extra))
+        opened = open_index_folder(build_region_index(region, HashEncoder(), release=1))
+        assert opened.manifest.factory == factory
+        assert opened.manifest.recall.unfiltered == 1.0
+        assert opened.manifest.recall.reaches_target
+        assert ("HNSW" in type(opened.index).__name__) == (name == "chosen")
+
+
+@pytest.mark.parametrize("factory", ["IVF1,SQ8", "HNSW4_SQ8", "SQ8"])
+def test_an_index_of_codes_has_whole_vectors_beside_it(
+    tmp_path: Path, headquarters: Headquarters, factory: str
+) -> None:
+    extra = f'[serve]\nindex_factory = "{factory}"\n'
+    region = open_region(write_region(tmp_path / "coded", headquarters, extra))
+    vectors = HashEncoder().encode_products(region.texts, region.image_paths)
+    opened = open_index_folder(build_region_index(region, HashEncoder(), release=1))
+    codes = VectorIndex.over(opened.index).vectors_of(np.arange(5))
+    whole = opened.vectors().vectors_of(np.arange(5))
+    np.testing.assert_allclose(whole, vectors, atol=5e-4)
+    assert np.abs(codes - vectors).max() > 1e-3
+    check_index(opened, vectors)
+    with pytest.raises(RetrievalError, match="row 0 does not find itself"):
+        check_index(opened, np.roll(vectors, 1, axis=0))
+
+
+def test_an_unusable_factory_leaves_the_former_index_in_use(
+    tmp_path: Path, headquarters: Headquarters
+) -> None:
+    region = open_region(write_region(tmp_path / "north-2", headquarters))
+    build_region_index(region, HashEncoder(), release=1)
+    config = tmp_path / "north-2" / "region.toml"
+    config.write_text(config.read_text() + '[serve]\nindex_factory = "PQ3"\n')
+    with pytest.raises(RetrievalError, match="index factory 'PQ3' cannot index 5 vectors"):
+        build_region_index(open_region(tmp_path / "north-2"), HashEncoder("f" * 64), release=2)
+    assert read_pointer(region.state).release == 1
+
+
 def test_given_vectors_make_the_same_index(region: Region) -> None:
     encoder = HashEncoder()
     built = build_region_index(region, encoder, release=1)
@@ -307,11 +370,11 @@ def test_a_failing_check_leaves_the_former_index_in_use(
     build_region_index(region, HashEncoder(), release=1)
     before = (region.state / "current").read_bytes()
 
-    def shuffled(vectors: NDArray[np.float32]) -> object:
+    def shuffled(vectors: NDArray[np.float32], **_: object) -> object:
         return build_index(np.roll(vectors, 1, axis=0))
 
     with monkeypatch.context() as patched:
-        patched.setattr("client.indexing.build_index", shuffled)
+        patched.setattr("client.indexing.build_planned", shuffled)
         with pytest.raises(RetrievalError, match="row 0 does not find itself"):
             build_region_index(region, HashEncoder("f" * 64), release=2)
     assert (region.state / "current").read_bytes() == before

@@ -72,6 +72,37 @@ def test_a_stranger_who_can_read_it(region: Path, opened: str, mode: int) -> Non
     require_separation(region, STRANGER)
 
 
+def serve(region: Path, **keys: str) -> None:
+    with (region / "region.toml").open("a", encoding="utf-8") as file:
+        file.write("\n[serve]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items()))
+
+
+def test_a_service_that_answers_everybody_is_no_separation(region: Path) -> None:
+    serve(region)
+    with pytest.raises(ConfigError, match=r"serve\.token_file: not set.*; name a file") as failed:
+        require_separation(region, STRANGER)
+    assert "\n" not in str(failed.value)
+
+
+def test_a_service_with_a_token_keeps_the_stranger_out(region: Path) -> None:
+    serve(region, token_file="serve.token")
+    require_separation(region, STRANGER)  # the worker itself will say that it is missing
+    (region / "serve.token").touch(mode=0o600)
+    require_separation(region, STRANGER)
+
+
+@pytest.mark.parametrize("opened", ["serve.token", "serve.key", "rules.toml"])
+def test_a_stranger_who_can_read_what_a_service_keeps(region: Path, opened: str) -> None:
+    serve(region, token_file="serve.token", key="serve.key", rules="rules.toml")
+    for name in ("serve.token", "serve.key", "rules.toml"):
+        (region / name).touch(mode=0o600)
+    region.chmod(0o711)
+    require_separation(region, STRANGER)
+    (region / opened).chmod(0o644)
+    with pytest.raises(ConfigError, match=rf'chmod go= {region / opened}"'):
+        require_separation(region, STRANGER)
+
+
 def test_a_link_is_followed(region: Path) -> None:
     (region / "catalog.parquet").rename(region.parent / "catalog.parquet")
     (region / "catalog.parquet").symlink_to("../catalog.parquet")

@@ -40,11 +40,12 @@ from client.publication import (
     unpin,
 )
 from client.region import open_region
+from client.shelves import open_shelf
 from shared.audit import read_audit
 from shared.errors import AuditError, ConfigError, ReleaseError, RetrievalError
 from shared.release import CurrentRelease
 from shared.retrieval.manifest import open_current_index, read_pointer
-from shared.retrieval.search import Searcher
+from shared.retrieval.shelf import Ask
 
 if TYPE_CHECKING:
     from shared.adapter import Adapter
@@ -326,7 +327,13 @@ def test_a_real_encoder_moves_between_base_and_release(
     assert all(candidate[name].equal(trained[name]) for name in trained)
     assert not any(current[name].any() for name in current if "lora_B" in name)
     loaded = load_region_encoder(folder, worker.region.config, release=1)
-    assert Searcher.open(folder / "state", loaded, worker.region.catalog).search("red boots", None)
+    index = open_current_index(folder / "state", expected_digest=loaded.digest)
+    scratch = tmp_path / "scratch"
+    shelf = open_shelf(worker.region, index, loaded.encode_products, scratch=scratch)
+    vector = loaded.encode_queries(["red boots"], [None])[0]
+    found = shelf.find(Ask(text="red boots", vector=vector))
+    assert shelf.products.product(int(found.rows[0]))["title"] == "red boots"
+    assert (shelf.num_changes, found.fallback) == (0, "")
     pin(folder, 0)
     assert running.step(now=NOW).release == 0
     assert read_pointer(folder / "state").encoder_digest == base_digest

@@ -9,7 +9,11 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from client.region import open_region, read_clicks, read_qrels
+from client.region import open_region, photo_problem, read_clicks, read_qrels
+from client.service.events import EventStore, Impression, Impressions
+from client.service.messages import Event, Product
+from client.service.overlay import Overlay
+from client.service.store import Store
 from shared.errors import DataError
 from shared.schema import CATALOG_COLUMNS, CLICK_COLUMNS, QREL_COLUMNS
 
@@ -55,12 +59,16 @@ def write(path, rows):
 @pytest.fixture
 def make(tmp_path):
     def make(catalog=CATALOG, clicks=(CLICK,), qrels=None, form="parquet", **data):
+        """A region's folder; `clicks` are rows, or the name of a log that is there already."""
         (tmp_path / "images/sub").mkdir(parents=True, exist_ok=True)
         (tmp_path / "images/a.png").write_bytes(photo())
         (tmp_path / "images/sub/b.jpg").write_bytes(photo("JPEG"))
         names = {"catalog": f"catalog.{form}", "clicks": f"clicks.{form}"}
         write(tmp_path / names["catalog"], catalog)
-        write(tmp_path / names["clicks"], clicks)
+        if isinstance(clicks, str):
+            names["clicks"] = clicks
+        else:
+            write(tmp_path / names["clicks"], clicks)
         if qrels is not None:
             names["qrels"] = f"qrels.{form}"
             write(tmp_path / names["qrels"], qrels)
@@ -186,15 +194,30 @@ def test_a_decompression_bomb_is_not_unpacked(make, monkeypatch):
     ] * 2
 
 
-def test_digest_changes_with_what_changes_vectors_only(make):
-    first = open_region(make()).catalog_digest
-    same = [with_cell(CATALOG, 0, price=99.0), with_cell(CATALOG, 0, in_stock=False)]
-    other = [with_cell(CATALOG, 0, title="x"), with_cell(CATALOG, 0, image=None), CATALOG[::-1]]
-    assert {open_region(make(rows)).catalog_digest for rows in same} == {first}
-    assert len({open_region(make(rows)).catalog_digest for rows in other} | {first}) == 4
+def test_a_row_has_one_digest_of_what_its_vector_sees_and_one_of_everything(make):
+    first = open_region(make())
+    for change, vector_too in (
+        ({"price": 99.0}, False),
+        ({"in_stock": False}, False),
+        ({"title": "x"}, True),
+        ({"image": None}, True),
+    ):
+        changed = open_region(make(with_cell(CATALOG, 0, **change)))
+        differs = changed.digests != first.digests
+        assert differs[0].tolist() == [vector_too, True] and not differs[1:].any()
+        assert changed.catalog_digest != first.catalog_digest
     folder = make()
     (folder / "images/a.png").write_bytes(photo(colour=(1, 2, 3)))
-    assert open_region(folder).catalog_digest != first
+    assert (open_region(folder).digests != first.digests)[0].all()
+
+
+def test_the_catalog_digest_knows_the_order_and_the_language(make):
+    regions = [open_region(make()), open_region(make(CATALOG[::-1])), open_region(make())]
+    german = make()
+    toml = (german / "region.toml").read_text()
+    (german / "region.toml").write_text('locale = "de"\n' + toml)
+    digests = {region.catalog_digest for region in [*regions, open_region(german)]}
+    assert len(digests) == 3
 
 
 def test_too_many_bad_rows_refuse_the_region(make):
@@ -325,3 +348,154 @@ def test_qrels(make):
 def test_qrels_that_nobody_named(make):
     with pytest.raises(DataError, match=r"region.toml: data.qrels: not set; name a qrels file"):
         read_qrels(open_region(make()))
+
+
+# -- what the service keeps ------------------------------------------------------------------------
+
+
+def changed(folder, *, upserts=(), deleted=()):
+    """What a service took, and wrote down, in a region."""
+    with Store(folder / "state/events.sqlite") as store:
+        if upserts:
+            Overlay.open(store).upsert([Product(**cells) for cells in upserts])
+        if deleted:
+            Overlay.open(store).delete(deleted)
+    return folder
+
+
+def shown(folder, *product_ids, query="boots"):
+    """An answer of a service, and a click on its first product."""
+    with Store(folder / "state/events.sqlite") as store:
+        log = EventStore(store)
+        products = tuple(Impression(one, n, 1 / n) for n, one in enumerate(product_ids, 1))
+        log.log_impressions(Impressions("r", NOON, query, "text", "", "hybrid", 0, products))
+        event = Event(event_id="e", request_id="r", product_id=product_ids[0], type="click")
+        log.log_events([event])
+    return folder
+
+
+def test_opening_makes_no_event_store(make):
+    region = open_region(make())
+    assert not region.state.exists()
+    assert (region.overlay_seq, region.caught_up) == (0, ())
+
+
+def test_changes_that_came_in_while_serving_are_in_the_catalog(make):
+    upserts = [
+        {"product_id": "p9", "title": "cap", "image": "a.png"},
+        {"product_id": "p1", "title": "red shoe", "image": "sub/b.jpg"},
+        {"product_id": "p2", "title": "sock", "brand": "Bix", "image": "sub/b.jpg"},
+    ]
+    region = open_region(changed(make(), upserts=upserts, deleted=["p0"]))
+    assert region.catalog["product_id"].to_list() == ["p1", "p2", "p9"]
+    assert region.texts == ["red shoe", "sock", "cap"]
+    assert [p and p.name for p in region.image_paths] == ["b.jpg", "b.jpg", "a.png"]
+    assert region.catalog.schema == pl.Schema(CATALOG_COLUMNS)
+    assert region.problems == []
+    assert (region.overlay_seq, region.caught_up) == (4, ("p2",))
+    export = [{"product_id": "p1", "title": "red shoe", "image": "sub/b.jpg"}, CATALOG[2]]
+    write(region.folder / "catalog.parquet", [*export, upserts[0]])
+    later = open_region(region.folder)
+    assert later.catalog_digest == region.catalog_digest
+    assert later.caught_up == ("p9", "p1", "p2")
+
+
+def test_a_new_price_alone_leaves_what_vectors_are_made_from(make):
+    folder = make()
+    before = open_region(folder)
+    cheaper = CATALOG[0] | {"price": 1.0}
+    region = open_region(changed(folder, upserts=[cheaper]))
+    differs = region.digests != before.digests
+    assert differs.tolist() == [[False, True], [False, False], [False, False]]
+    assert region.catalog["price"].to_list() == [1.0, 20.0, None]
+
+
+def test_the_same_product_sent_again_leaves_every_digest(make):
+    """Only `updated_at` differs, which nobody is shown and nobody searches for."""
+    folder = make()
+    before = open_region(folder)
+    region = open_region(changed(folder, upserts=[dict(CATALOG[0])]))
+    assert (region.digests == before.digests).all()
+    assert region.catalog_digest == before.catalog_digest
+
+
+def test_bad_photos_of_changes_are_reported_by_number_and_refuse_nothing(make):
+    gone = [{"product_id": f"n{n}", "title": "t", "image": f"gone{n}.png"} for n in range(3)]
+    catalog = with_cell(CATALOG, 1, image="gone.png")
+    region = open_region(changed(make(catalog, max_bad_rows=1), upserts=gone))
+    assert region.problems == [
+        "catalog.parquet row 2: image: file not found",
+        "events.sqlite change 1: image: file not found",
+        "events.sqlite change 2: image: file not found",  # no more of them than max_bad_rows + 1
+    ]
+    assert region.image_paths[-3:] == [None] * 3
+
+
+def test_a_catalog_of_deleted_products_only_is_refused(make):
+    folder = changed(make(), deleted=["p0", "p1", "p2"])
+    with pytest.raises(DataError, match=r"all of its products were deleted while serving; export"):
+        open_region(folder)
+
+
+def test_a_damaged_event_store_is_named(make):
+    folder = make()
+    (folder / "state").mkdir()
+    (folder / "state/events.sqlite").write_bytes(b"garbage" * 1000)
+    with pytest.raises(DataError, match=r"events.sqlite: damaged, or not an event store"):
+        open_region(folder)
+
+
+def test_clicks_of_the_service_itself(make):
+    folder = shown(make(clicks="state/events.sqlite"), "p2", "p0")
+    region = open_region(folder)
+    clicks = read_clicks(region)
+    assert clicks.schema == pl.Schema(CLICK_COLUMNS)
+    assert clicks.select("query", "product_id", "position", "clicked", "propensity").rows() == [
+        ("boots", "p2", 1, True, 1.0),
+        ("boots", "p0", 2, False, 0.5),
+    ]
+    assert region.problems == []
+
+
+def test_clicks_of_a_running_service(make):
+    folder = shown(make(clicks="state/events.sqlite"), "p2", "p0")
+    with Store(folder / "state/events.sqlite") as store:
+        region = open_region(folder)
+        assert read_clicks(region).height == 2
+        answer = Impressions("s", NOON, "x", "text", "", "", 0, (Impression("p0", 1, 1.0),))
+        EventStore(store).log_impressions(answer)
+        EventStore(store).log_events([])
+        assert read_clicks(region).height == 3
+
+
+def test_impressions_of_former_products_are_no_bad_rows(make):
+    names = ["p2", *(f"former{n}" for n in range(5))]
+    folder = shown(make(clicks="state/events.sqlite", max_bad_rows=0), *names)
+    region = open_region(folder)
+    for _ in range(2):
+        assert read_clicks(region)["product_id"].to_list() == ["p2"]
+    assert region.problems == [
+        "events.sqlite: 5 impressions of 5 products that the catalog no longer has left out"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        ([], r"events.sqlite: not found; let the region serve first .*data.clicks in region.toml"),
+        (["former"], r"all 1 impressions are of products that the catalog no longer has; serve"),
+    ],
+)
+def test_a_store_without_usable_clicks_says_what_to_do(make, names, match):
+    folder = make(clicks="state/events.sqlite")
+    if names:
+        shown(folder, *names)
+    with pytest.raises(DataError, match=match):
+        read_clicks(open_region(folder))
+
+
+def test_photo_problem_says_what_a_catalog_check_would(make):
+    images = make() / "images"
+    assert photo_problem(images, "a.png") == ""
+    assert photo_problem(images, "gone.png") == "image: file not found"
+    assert photo_problem(images, "../region.toml") == "image: outside the images folder"

@@ -1,6 +1,7 @@
 """Local training on a toy world: the loss it computes, that it learns, that it leaks nothing."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from client.batches import Batch, make_batch
 from client.clicks import Examples
+from client.known_items import make_known_items
 from client.training import TrainingData, batch_loss, make_training_data, train
 from shared.adapter import Adapter
 from shared.config import TrainConfig
@@ -27,6 +29,7 @@ CONFIG = TrainConfig(
     clip_norm=1.0,
     alignment_weight=0.1,
     anchor_weight=1.0,
+    known_item_weight=0.3,
 )
 
 
@@ -47,8 +50,16 @@ def data(encoder: Encoder, photos: list[Path], tmp_path: Path) -> TrainingData:
         image_prefixes(tmp_path, encoder.image, fingerprint, [*photos[:5], None]),
         np.ones(6, np.bool_),
     )
-    queries = text_prefixes(tmp_path, encoder.text, fingerprint, QUERIES)
-    return make_training_data(encoder, examples, queries, products)
+    known = make_known_items(TITLES, np.arange(5), seed=0)
+    kept = partial(text_prefixes, tmp_path, encoder.text, fingerprint)
+    return make_training_data(encoder, examples, known, kept, products)
+
+
+def again_from(encoder: Encoder, data: TrainingData, examples: Examples) -> TrainingData:
+    kept = {tuple(QUERIES): data.queries, tuple(data.known.queries): data.known_queries}
+    return make_training_data(
+        encoder, examples, data.known, lambda queries: kept[tuple(queries)], data.products
+    )
 
 
 def run(encoder: Encoder, data: TrainingData, start: Adapter, **changes: float) -> Adapter:
@@ -65,35 +76,36 @@ def whole(data: TrainingData) -> Batch:
     return make_batch(data.examples, np.arange(len(data.examples.weight)))
 
 
+def all_known(data: TrainingData) -> Batch:
+    return make_batch(data.known, np.arange(len(data.known.weight)))
+
+
 # -- the loss --------------------------------------------------------------------------------------
 
 
-def weighed(alignment: float, anchor: float) -> TrainConfig:
-    return dataclasses.replace(CONFIG, alignment_weight=alignment, anchor_weight=anchor)
+def weighed(alignment: float, anchor: float, known: float = 0.0) -> TrainConfig:
+    return dataclasses.replace(
+        CONFIG, alignment_weight=alignment, anchor_weight=anchor, known_item_weight=known
+    )
 
 
 def slow_loss(
-    encoder: Encoder, data: TrainingData, photos: list[Path], alignment: float, anchor: float
+    encoder: Encoder,
+    data: TrainingData,
+    photos: list[Path],
+    alignment: float,
+    anchor: float,
+    known: float,
 ) -> float:
     """The definition, example by example, on vectors computed from scratch."""
     titles = [TITLES[row] for row in range(5)]
     product = torch.from_numpy(encoder.encode_products(titles, photos[:5]))
     query = torch.from_numpy(encoder.encode_queries(QUERIES, [None] * 4))
     temperature = float(encoder.fusion.temperature().detach())
-    examples = data.examples
-    clicked = set(zip(examples.query_index.tolist(), examples.product_row.tolist(), strict=True))
-    total = weights = 0.0
-    for q, p, weight in zip(
-        examples.query_index.tolist(),
-        examples.product_row.tolist(),
-        examples.weight.tolist(),
-        strict=True,
-    ):
-        to_product = [product[o] for o in range(5) if o == p or (q, o) not in clicked]
-        to_query = [query[o] for o in range(4) if o == q or (o, p) not in clicked]
-        loss = _nll(query[q], product[p], to_product, temperature) / 2
-        loss += _nll(product[p], query[q], to_query, temperature) / 2
-        total, weights = total + weight * loss, weights + weight
+    clicks = _slow_contrast(query, product, data.examples, temperature)
+    asked = torch.from_numpy(encoder.encode_queries(data.known.queries, [None] * 5))
+    plain = torch.from_numpy(encoder.encode_products(titles, [None] * 5))
+    by_words = _slow_contrast(asked, plain, data.known, temperature)
     text = torch.from_numpy(encoder.encode_products(titles, [None] * 5))
     image = torch.from_numpy(encoder.encode_products([None] * 5, photos[:5]))
     aligned = sum(
@@ -108,7 +120,26 @@ def slow_loss(
     encoder.load_adapter(adapter)
     away = sum(1 - float(text[i] @ base_text[i]) for i in range(5)) / 5
     away += sum(1 - float(query[i] @ base_query[i]) for i in range(4)) / 4
-    return total / weights + alignment * aligned / 5 + anchor * away
+    return clicks + known * by_words + alignment * aligned / 5 + anchor * away
+
+
+def _slow_contrast(query: Tensor, product: Tensor, examples: Examples, temperature: float) -> float:
+    """Each example against whatever is not known to belong to it, both ways."""
+    answers = {divmod(key, examples.num_products) for key in examples.positives.tolist()}
+    products = sorted(set(examples.product_row.tolist()))
+    total = weights = 0.0
+    for q, p, weight in zip(
+        examples.query_index.tolist(),
+        examples.product_row.tolist(),
+        examples.weight.tolist(),
+        strict=True,
+    ):
+        to_product = [product[o] for o in products if o == p or (q, o) not in answers]
+        to_query = [query[o] for o in range(len(query)) if o == q or (o, p) not in answers]
+        loss = _nll(query[q], product[p], to_product, temperature) / 2
+        loss += _nll(product[p], query[q], to_query, temperature) / 2
+        total, weights = total + weight * loss, weights + weight
+    return total / weights
 
 
 def _nll(anchor: Tensor, target: Tensor, candidates: list[Tensor], temperature: float) -> float:
@@ -116,7 +147,10 @@ def _nll(anchor: Tensor, target: Tensor, candidates: list[Tensor], temperature: 
     return float(torch.logsumexp(logits, 0) - anchor @ target / temperature)
 
 
-@pytest.mark.parametrize(("alignment", "anchor"), [(0.0, 0.0), (0.1, 0.0), (1.0, 0.0), (0.1, 2.0)])
+@pytest.mark.parametrize(
+    ("alignment", "anchor", "known"),
+    [(0.0, 0.0, 0.0), (0.1, 0.0, 0.0), (1.0, 0.0, 0.0), (0.1, 2.0, 0.0), (0.1, 0.3, 1.0)],
+)
 def test_the_loss_is_that_of_its_definition(
     encoder: Encoder,
     data: TrainingData,
@@ -124,18 +158,38 @@ def test_the_loss_is_that_of_its_definition(
     trained: Adapter,
     alignment: float,
     anchor: float,
+    known: float,
 ) -> None:
     encoder.load_adapter(trained)
-    fast = float(batch_loss(encoder, data, whole(data), weighed(alignment, anchor)).detach())
-    # kept activations are float16
-    assert fast == pytest.approx(slow_loss(encoder, data, photos, alignment, anchor), abs=2e-2)
+    config = weighed(alignment, anchor, known)
+    fast = float(batch_loss(encoder, data, whole(data), all_known(data), config).detach())
+    slow = slow_loss(encoder, data, photos, alignment, anchor, known)
+    assert fast == pytest.approx(slow, abs=2e-2)  # kept activations are float16
+
+
+def test_known_items_teach_the_catalogs_own_words(encoder: Encoder, data: TrainingData) -> None:
+    start, losses = encoder.adapter(), []
+    for weight in (0.0, 3.0):
+        run(encoder, data, start, known_item_weight=weight, anchor_weight=0.0, local_epochs=10)
+        both = [
+            batch_loss(encoder, data, whole(data), all_known(data), weighed(0.0, 0.0, x)).detach()
+            for x in (1.0, 0.0)
+        ]
+        losses.append(float(both[0] - both[1]))
+    assert losses[1] < losses[0]
+
+
+def test_an_empty_catalog_of_words_changes_nothing(encoder: Encoder, data: TrainingData) -> None:
+    start, nothing = encoder.adapter(), make_known_items(TITLES, np.empty(0, np.int64), seed=0)
+    without = dataclasses.replace(data, known=nothing)
+    assert equal(run(encoder, without, start), run(encoder, data, start, known_item_weight=0.0))
 
 
 def test_where_the_base_puts_texts_does_not_depend_on_the_adapter(
     encoder: Encoder, data: TrainingData, trained: Adapter
 ) -> None:
     encoder.load_adapter(trained)
-    again = make_training_data(encoder, data.examples, data.queries, data.products)
+    again = again_from(encoder, data, data.examples)
     assert np.array_equal(again.base_texts, data.base_texts)
     assert np.array_equal(again.base_queries, data.base_queries)
     assert equal(encoder.adapter(), trained)
@@ -163,12 +217,13 @@ def test_a_product_without_photo_takes_no_part_in_the_alignment(
         weight=np.append(data.examples.weight, np.float32(0)),
         positives=np.append(data.examples.positives, 3 * 6 + 5),
     )
-    data = make_training_data(encoder, examples, data.queries, data.products)
+    data = again_from(encoder, data, examples)
     batches = make_batch(examples, np.arange(5)), make_batch(examples, np.arange(6))
 
     def alignment(batch: Batch) -> float:
         losses = [
-            batch_loss(encoder, data, batch, weighed(weight, 0.0)).detach() for weight in (1.0, 0.0)
+            batch_loss(encoder, data, batch, None, weighed(weight, 0.0)).detach()
+            for weight in (1.0, 0.0)
         ]
         return float(losses[0] - losses[1])
 

@@ -1,7 +1,5 @@
 """The dashboard in a real browser: how it looks, how it refreshes, and what it lets through."""
 
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import CONTRASTS, Visit, chromium
 from busy_headquarters import busy_headquarters, empty_headquarters, record
 
 from server.headquarters import Headquarters
@@ -22,56 +21,15 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SERVE = """
 import sys
 from pathlib import Path
 from server.dashboard import serve_dashboard
 serve_dashboard(Path(sys.argv[1]), port=0, on_ready=lambda url: print(url, flush=True))
 """
-# Every text with its own colour and the first background behind it; a canvas reads any notation.
-CONTRASTS = """() => {
-  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgba = (colour) => {
-    pen.clearRect(0, 0, 1, 1); pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1);
-    return pen.getImageData(0, 0, 1, 1).data;
-  };
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
-    .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (element) => {
-    for (; element; element = element.parentElement) {
-      const colour = rgba(getComputedStyle(element).backgroundColor);
-      if (colour[3] === 255) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  for (const element of document.querySelectorAll("body *")) {
-    const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!own || !element.checkVisibility() || element.closest("title, noscript")) continue;
-    const style = getComputedStyle(element);
-    const ink = element instanceof SVGElement ? style.fill : style.color;
-    const [a, b] = [light(rgba(ink)), light(behind(element))].sort((x, y) => y - x);
-    found.push([(a + 0.05) / (b + 0.05), element.textContent.trim().slice(0, 40)]);
-  }
-  return found;
-}"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium as the system has it; nothing is downloaded."""
-    path = shutil.which("chromium")
-    if path is None:
-        must = bool(os.environ.get("CI") or os.environ.get("FEDSHELF_E2E_MUST_RUN"))
-        (pytest.fail if must else pytest.skip)("no chromium on PATH; install the system's package")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=ARGS)
-        yield started
-        started.close()
+browser = pytest.fixture(scope="module")(chromium)
 
 
 @contextmanager
@@ -112,49 +70,22 @@ def own_url(own: Headquarters) -> Iterator[str]:
         yield found
 
 
-class Visit:
-    """One page, and everything that must not happen on it."""
-
-    def __init__(self, browser: Any, url: str, **context: Any) -> None:
-        self.context = browser.new_context(**context)
-        self.page = self.context.new_page()
-        self.wrong: list[str] = []
-        self.page.on("console", lambda message: self.wrong.append(f"console: {message.text}"))
-        self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
-        self.page.on("dialog", self._dialog)
-        self.page.on("request", lambda request: self._request(request.url, url))
-        assert self.page.goto(url).status == 200
-
-    def _dialog(self, dialog: Any) -> None:
-        self.wrong.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
-
-    def _request(self, wanted: str, url: str) -> None:
-        if not wanted.startswith((url, "data:")):
-            self.wrong.append(f"request: {wanted}")
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_and_can_be_read(browser: Any, url: str, width: int, scheme: str) -> None:
     visit = Visit(browser, url, viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = visit.page
-    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert visit.width() == width
     for summary in page.locator("summary").all():
         summary.click()
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 200
     assert [found for found in contrasts if found[0] < 4.5] == []
-    assert (
-        page.evaluate("getComputedStyle(document.body).backgroundColor")
-        == {
-            "light": "rgb(246, 245, 242)",
-            "dark": "rgb(20, 22, 26)",
-        }[scheme]
-    )
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(246, 245, 242)", "dark": "rgb(20, 22, 26)"}[scheme]
     assert page.locator("svg.forest:visible").count() == 1
     assert page.locator("#training svg.chart:visible").count() == 2
-    assert visit.wrong == []
+    assert visit.wrong() == []
 
 
 def test_an_empty_headquarters_in_a_browser(browser: Any, tmp_path: Path, tiny_base: Path) -> None:
@@ -162,8 +93,8 @@ def test_an_empty_headquarters_in_a_browser(browser: Any, tmp_path: Path, tiny_b
         visit = Visit(browser, url, viewport={"width": 390, "height": 800})
         assert visit.page.locator(".empty").count() == 6
         assert visit.page.get_by_text("fedshelf server invite REGION").is_visible()
-        assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
-        assert visit.wrong == []
+        assert visit.width() == 390
+        assert visit.wrong() == []
 
 
 def test_what_a_screen_reader_finds(browser: Any, url: str) -> None:
@@ -195,7 +126,7 @@ def test_other_peoples_text_runs_nothing(browser: Any, own: Headquarters, own_ur
     with visit.page.expect_response(own_url, timeout=30_000):
         pass  # the page refreshes itself, which must not run it either
     assert visit.page.locator("main script, main img").count() == 0
-    assert visit.wrong == []
+    assert visit.wrong() == []
 
 
 def test_news_arrives_without_losing_the_place(
@@ -214,7 +145,7 @@ def test_news_arrives_without_losing_the_place(
     assert page.evaluate("document.activeElement.id") == "rounds-scroll"
     assert page.locator("#all-trainings").get_attribute("open") is not None
     assert abs(page.evaluate("window.scrollY") - place) < 60  # a row more stands above
-    assert visit.wrong == []
+    assert visit.wrong() == []
 
 
 def test_it_works_without_scripts(browser: Any, url: str) -> None:
@@ -222,7 +153,7 @@ def test_it_works_without_scripts(browser: Any, url: str) -> None:
     assert visit.page.locator("#releases").get_by_text("in use", exact=True).is_visible()
     with visit.page.expect_navigation(timeout=40_000):
         pass
-    assert visit.wrong == []
+    assert visit.wrong() == []
 
 
 def test_a_dashboard_that_stops_is_said(browser: Any, own: Headquarters) -> None:

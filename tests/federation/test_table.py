@@ -1,6 +1,7 @@
-"""The final table: what counts, what is left out, and that the published index is measured."""
+"""The final table: what counts, what is left out, and that what is published is measured."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,21 +9,31 @@ import polars as pl
 import pytest
 from small_world import options, quiet
 
-from client.evaluation import mean_metrics, rank
+from client.evaluation import K, mean_metrics, rank
 from client.region import read_qrels
 from client.worker import Worker, get_worker
 from server.history import History
 from shared.adapter import Adapter
 from shared.errors import RetrievalError
+from shared.metrics import ndcg_at_k
+from shared.randomization import paired_randomization_test
+from shared.retrieval.manifest import open_current_index
 from simulations.run import simulate
 from simulations.table import (
+    NDCG,
+    NDCG_JUDGED,
     ROWS,
     UNION_ROWS,
+    Comparison,
     RegionTable,
     TestSet,
+    UnionTable,
+    compare_methods,
     judgments,
+    mean_dense_weight,
     random_rows,
     region_table,
+    rrf_rows,
     summarize,
     union_table,
 )
@@ -137,16 +148,92 @@ def test_an_index_of_another_adapter_is_not_measured(
 def test_mean_and_worst_by_hand(region: Worker) -> None:
     def table(queries: list[str], ndcg: float, mrr: float) -> RegionTable:
         rows = {name: {"ndcg@10": ndcg, "mrr@10": mrr} for name in ROWS}
-        return RegionTable(region, TestSet(queries, []), {}, rows)
+        return RegionTable(region, TestSet(queries, []), {}, rows, 0.5)
 
     mean, worst = summarize([table(["a"], 0.5, 0.75), table(["a", "b", "c"], 0.25, 1.0)])
     assert mean["bm25"] == {"ndcg@10": 0.375, "mrr@10": 0.875}  # every region counts the same
     assert worst["bm25"] == {"ndcg@10": 0.25, "mrr@10": 0.75}
-    untested = RegionTable(region, TestSet([], []), {}, {name: {} for name in ROWS})
+    untested = RegionTable(region, TestSet([], []), {}, {name: {} for name in ROWS}, 0.5)
     assert summarize([table(["a"], 0.5, 0.75), untested])[0]["bm25"] == {
         "ndcg@10": 0.5,
         "mrr@10": 0.75,
     }
+
+
+# -- what shoppers get -----------------------------------------------------------------------------
+
+
+def normalized_sum(
+    cosines: np.ndarray, found: Sequence[int], bm25: Sequence[float], dense_weight: float
+) -> list[int]:
+    """The mix as docs say it, of every product at once: all of a small catalog are candidates."""
+    words = np.zeros(len(cosines))
+    words[list(found)] = bm25
+    meaning = (cosines.astype(np.float64) + 1) / (cosines.max() + 1)
+    scores = dense_weight * meaning + (1 - dense_weight) * words / max(words.max(), 1e-9)
+    return sorted(range(len(scores)), key=lambda row: (-scores[row], row))
+
+
+def test_the_hybrid_is_the_published_mix_of_words_and_vectors(
+    region: Worker, adapters: dict[str, Adapter]
+) -> None:
+    table = region_table(region, adapters, seed=7)
+    weight = open_current_index(region.region.state).manifest.dense_weight
+    assert table.dense_weight == weight
+    region.encoder.load_adapter(adapters["federated"])
+    vectors = region.encoder.product_matrix(region.products)
+    queries = region.encoder.query_matrix(region.query_prefixes(table.tests.queries))
+    assert 0 < weight < 1, "a mix of both, or this shows little"
+    for text, query, ranked in zip(
+        table.tests.queries, queries, table.ranked["hybrid"], strict=True
+    ):
+        rows, scores = region.lexical.search(text, len(vectors))
+        expected = normalized_sum(vectors @ query, rows.tolist(), scores.tolist(), weight)
+        assert same_but_for_ties(ranked.tolist(), expected[:K], vectors @ query)
+
+
+def same_but_for_ties(rows: list[int], others: list[int], cosines: np.ndarray) -> bool:
+    """Products of one text and one photo may change places in the last bits."""
+    pairs = zip(rows, others, strict=True)
+    return all(one == other or abs(cosines[one] - cosines[other]) < 1e-5 for one, other in pairs)
+
+
+def test_all_weight_on_the_encoder_is_the_encoder_alone(
+    region: Worker, adapters: dict[str, Adapter]
+) -> None:
+    """The law holds for any judgments, so the region's own stand for human ones."""
+    judged = read_qrels(region.region)
+    union = union_table([region], judged, adapters, dense_weight=1.0, seed=7)
+    for mix, alone in (("hybrid", "federated"), ("hybrid_zero_shot", "zero_shot")):
+        for metric, scores in union.scores[mix].items():
+            np.testing.assert_allclose(scores, union.scores[alone][metric], atol=1e-9)
+
+
+def test_no_weight_on_the_encoder_is_the_words_and_then_what_they_miss(
+    region: Worker, adapters: dict[str, Adapter]
+) -> None:
+    judged = read_qrels(region.region)
+    union = union_table([region], judged, adapters, dense_weight=0.0, seed=7)
+    words = union.scores["bm25"][NDCG]
+    assert words.any()
+    for mix in ("hybrid", "hybrid_zero_shot"):
+        assert (union.scores[mix][NDCG] >= words - 1e-9).all()
+
+
+def test_the_mean_weight_counts_regions_alike(region: Worker) -> None:
+    tables = [
+        RegionTable(region, TestSet(queries, []), {}, {}, weight)
+        for queries, weight in ((["a"], 0.5), (["b", "c", "d"], 1.0))
+    ]
+    assert mean_dense_weight(tables) == 0.75
+
+
+def test_reciprocal_rank_fusion_by_hand() -> None:
+    one = np.array([[4, 2, 7, -1], [-1, -1, -1, -1]])
+    other = np.array([[2, 9, 4, 7], [5, 3, 1, 0]])
+    # 2: 1/62 + 1/61; 4: 1/61 + 1/63; 9: 1/62; 7: 1/63, its fourth place being below the depth
+    expected = [[2, 4, 9, 7], [5, 3, 1, -1]]
+    assert rrf_rows(one, other, depth=3).tolist() == expected
 
 
 # -- union -----------------------------------------------------------------------------------------
@@ -155,13 +242,16 @@ def test_mean_and_worst_by_hand(region: Worker) -> None:
 def test_the_union_of_one_region_is_that_region(
     region: Worker, adapters: dict[str, Adapter]
 ) -> None:
-    judged = read_qrels(region.region)
-    union = union_table([region], judged, adapters, seed=7)
-    assert tuple(union) == UNION_ROWS
-    table = region_table(region, adapters, seed=7)
-    for name in ("zero_shot", "federated", "bm25"):
-        expected = table.rows[name]["ndcg@10"]
-        assert union[name]["ndcg@10"] == pytest.approx(expected, abs=1e-6)
+    judged, table = read_qrels(region.region), region_table(region, adapters, seed=7)
+    weight = mean_dense_weight([table])
+    union = union_table([region], judged, adapters, dense_weight=weight, seed=7)
+    assert tuple(union.rows) == tuple(union.scores) == UNION_ROWS
+    for name in ("zero_shot", "federated", "bm25", "hybrid"):
+        expected = table.rows[name][NDCG]
+        assert union.rows[name][NDCG] == pytest.approx(expected, abs=1e-6)
+    for name, by_metric in union.scores.items():
+        means = {metric: pytest.approx(values.mean()) for metric, values in by_metric.items()}
+        assert union.rows[name] == means
 
 
 def test_the_union_counts_judged_products_by_hand(
@@ -169,7 +259,8 @@ def test_the_union_counts_judged_products_by_hand(
 ) -> None:
     """One query, one relevant product: wherever it ranks, nDCG over judged ones alone is 1."""
     ids, titles = region.region.catalog["product_id"], region.region.catalog["title"]
-    union = union_table([region], qrels((titles[4], ids[4], 3)), adapters, seed=7)
+    judged = qrels((titles[4], ids[4], 3))
+    union = union_table([region], judged, adapters, dense_weight=0.5, seed=7).rows
     for row in union.values():
         assert row["ndcg@10_judged"] in (1.0, 0.0)  # 0 for BM25 if it does not find it at all
         place = 0 if row["ndcg@10"] == 0 else round(2 ** (1 / row["ndcg@10"]) - 1)
@@ -181,8 +272,86 @@ def test_the_union_counts_judged_products_by_hand(
 def test_the_union_spans_all_catalogs(whole: Path, adapters: dict[str, Adapter]) -> None:
     workers = [get_worker(whole / "regions" / name) for name in ("north", "south")]
     last = workers[1].region.catalog.row(-1, named=True)
-    union = union_table(workers, qrels((last["title"], last["product_id"], 3)), adapters, seed=7)
-    assert union["bm25"] == {"ndcg@10": 1.0, "ndcg@10_judged": 1.0, "judged@10": 0.1}
+    judged = qrels((last["title"], last["product_id"], 3))
+    union = union_table(workers, judged, adapters, dense_weight=0.0, seed=7)
+    for name in ("bm25", "hybrid"):
+        assert union.rows[name] == {"ndcg@10": 1.0, "ndcg@10_judged": 1.0, "judged@10": 0.1}
+
+
+# -- could it be luck? -----------------------------------------------------------------------------
+
+
+def ranked_table(region: Worker, queries: list[str], places: dict[str, list[int]]) -> RegionTable:
+    """One relevant product a query, row 5; each method puts it at the places given, 0 nowhere."""
+    ranked = {}
+    for name in ROWS:
+        ranked[name] = np.full((len(queries), K), -1, np.int64)
+        for line, place in zip(ranked[name], places.get(name, [1] * len(queries)), strict=True):
+            line[place - 1 : place] = 5
+    judged = [(np.array([5]), np.array([1])) for _ in queries]
+    return RegionTable(region, TestSet(queries, judged), ranked, {}, 0.5)
+
+
+def test_comparisons_by_hand(region: Worker) -> None:
+    """Two queries of which the hybrid wins both: swaps that are as far apart are 2 of 4."""
+    table = ranked_table(region, ["a", "b"], {"bm25": [3, 3], "federated": [1, 1]})
+    found = compare_methods([table], None, seed=7)
+    assert found == [
+        Comparison("regions", "hybrid", "bm25", NDCG, 0.5, 0.5, 2),  # 1 / log2(3 + 1)
+        Comparison("regions", "hybrid", "federated", NDCG, 0.0, 1.0, 2),
+        Comparison("regions", "federated", "zero_shot", NDCG, 0.0, 1.0, 2),
+    ]
+
+
+def test_one_query_of_many_regions_is_one_piece_of_evidence(region: Worker) -> None:
+    one = ranked_table(region, ["a", "b"], {"bm25": [3, 0]})
+    same = [one, ranked_table(region, ["b", "a"], {"bm25": [0, 3]})] * 3
+    assert compare_methods(same, None, seed=7) == compare_methods([one], None, seed=7)
+    other = ranked_table(region, ["a"], {"bm25": [0]})  # a: the mean of 1/2 and 0
+    (found, *_) = compare_methods([one, other], None, seed=7)
+    assert found == Comparison("regions", "hybrid", "bm25", NDCG, 1 - 0.25 / 2, 0.5, 2)
+
+
+def test_comparisons_count_every_region_and_its_queries(
+    whole: Path, adapters: dict[str, Adapter]
+) -> None:
+    """A slow reference over a real run, query by query."""
+    workers = [get_worker(whole / "regions" / name) for name in ("north", "south")]
+    tables = [region_table(worker, adapters, seed=7) for worker in workers]
+    scores: dict[str, dict[str, list[float]]] = {"hybrid": {}, "bm25": {}}
+    for table in tables:
+        for name, by_query in scores.items():
+            values = ndcg_at_k(table.ranked[name], table.tests.qrels, k=K)
+            for query, value in zip(table.tests.queries, values, strict=True):
+                by_query.setdefault(query, []).append(value)
+    a, b = (
+        np.array([np.mean(by_query[query]) for query in sorted(by_query)])
+        for by_query in scores.values()
+    )
+    found = compare_methods(tables, None, seed=3)[0]
+    assert found.num_queries == len(a)
+    assert found.difference == pytest.approx(a.mean() - b.mean())
+    assert found.p == paired_randomization_test(a, b, seed=3)
+
+
+def test_human_judgments_are_compared_over_all_and_over_judged_products(region: Worker) -> None:
+    better, worse = np.array([1.0, 0.5, 0.75]), np.array([0.5, 0.25, 0.5])
+    scores = {name: {NDCG: worse, NDCG_JUDGED: worse} for name in UNION_ROWS}
+    scores["hybrid"] = {NDCG: better, NDCG_JUDGED: worse}
+    scores["federated"] = {NDCG: worse, NDCG_JUDGED: better}
+    found = compare_methods([], UnionTable(scores, {}), seed=7)
+    assert [(one.a, one.b, one.metric, one.difference, one.p) for one in found] == [
+        ("hybrid", "bm25", NDCG, pytest.approx(1 / 3), 0.25),  # 2 of 8 swaps
+        ("hybrid", "bm25", NDCG_JUDGED, 0.0, 1.0),
+        ("federated", "zero_shot", NDCG, 0.0, 1.0),
+        ("federated", "zero_shot", NDCG_JUDGED, pytest.approx(1 / 3), 0.25),
+    ]
+    assert {(one.queries, one.num_queries) for one in found} == {("union", 3)}
+
+
+def test_no_queries_no_comparison(region: Worker) -> None:
+    untested = RegionTable(region, TestSet([], []), {}, {}, 0.5)
+    assert compare_methods([untested], None, seed=7) == compare_methods([], None, seed=7) == []
 
 
 def test_the_seed_of_the_random_row(region: Worker, adapters: dict[str, Adapter]) -> None:

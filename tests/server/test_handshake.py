@@ -52,7 +52,8 @@ BAD: dict[str, tuple[SmallRegion, str]] = {
     ),
     "another protocol": (
         simulated("south", protocol_version=wire.PROTOCOL_VERSION + 1),
-        f'region "south": protocol 2, headquarters speaks {wire.PROTOCOL_VERSION}',
+        f'region "south": protocol {wire.PROTOCOL_VERSION + 1}, headquarters speaks'
+        f" {wire.PROTOCOL_VERSION}",
     ),
     "the same name": (simulated("east"), 'region "east": another node has this name'),
     "a name that is none": (simulated("red boots"), "node 4 refused: the name it gives is"),

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from shared.errors import ConfigError
-from shared.schema import load_region_config
+from shared.schema import (
+    BaseConfig,
+    ExperimentConfig,
+    RegionConfig,
+    ServeConfig,
+    load_region_config,
+    render_region_toml,
+)
 
 TOML = """
 region = "north"
@@ -39,3 +46,13 @@ def test_what_is_no_address_is_refused(tmp_path: Path, address: str) -> None:
     with pytest.raises(ConfigError, match=r"region\.toml: headquarters\.address: ") as caught:
         load_region_config(write(tmp_path, address))
     assert "\n" not in str(caught.value)
+
+
+def test_a_rendered_configuration_reads_back_equal_tables_in_tables_too(tmp_path: Path) -> None:
+    config = RegionConfig(
+        region="north",
+        base=BaseConfig(path="base", fingerprint="ab", release_key="cd", releases="releases"),
+        serve=ServeConfig(grpc="", experiment=ExperimentConfig(a="hybrid", b="lexical")),
+    )
+    (tmp_path / "region.toml").write_text(render_region_toml(config))
+    assert load_region_config(tmp_path) == config

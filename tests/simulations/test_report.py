@@ -9,10 +9,11 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from simulations.report import METHODS, render_report, write_report
+from simulations.report import METHODS, METRICS, render_report, write_report
 
 NDCG = {"random": 0.02, "bm25": 0.5, "zero_shot": 0.6}
-NDCG |= {"local_only": 0.8, "federated": 0.85, "centralized": 0.9}
+NDCG |= {"local_only": 0.8, "federated": 0.85, "hybrid": 0.83, "centralized": 0.9}
+LUCK = {"queries": "regions", "metric": "ndcg@10", "num_queries": 1234}
 NOTHING_SENT = {"loss": None, "seconds": 2.0, "uplink_bytes": 0, "downlink_bytes": 0}
 REJECTED = {"region": "south", "reason": "NaN in lora_A"}
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -37,6 +38,7 @@ def make_result(**changed):
         "mean": figures(-0.005),
         "worst": figures(-0.01),
         "union": None,
+        "tests": [],
         "rounds": [
             {"round": 0, **NOTHING_SENT, "cohort": ["north", "south"], "rejected": []},
             {"round": 1, **sent, "cohort": ["north", "south"], "rejected": []},
@@ -144,6 +146,40 @@ def test_union_table_only_where_there_is_one():
     union = {m: {"ndcg@10": v, "ndcg@10_judged": 0.9, "judged@10": 1.0} for m, v in NDCG.items()}
     assert "human judgments" not in page().text
     assert "nDCG@10, judged only" in page(union=union).text
+
+
+def test_the_hybrid_has_a_bar_and_a_row_in_every_table():
+    got = page()
+    assert len(got.by_class("hybrid")) == 1 + len(METRICS)
+    assert "hybrid 0.830 0.820 0.825 0.820" in got.text
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "told"),
+    [
+        (0.0614, 0.0004, "+0.061 < 0.001 hybrid is better"),
+        (-0.02, 0.0499, "-0.020 0.050 BM25 is better"),
+        (-0.02, 0.05, "-0.020 0.050 may be luck"),
+        (0.0, 1.0, "0.000 1.000 no difference"),
+        (-0.0001, 0.7, "0.000 0.700 may be luck"),
+    ],
+)
+def test_a_comparison_is_read_for_people(difference, p, told):
+    test = LUCK | {"a": "hybrid", "b": "bm25", "difference": difference, "p": p}
+    got = page(tests=[test])
+    assert "Could it be luck?" in got.text
+    assert f"hybrid against BM25 nDCG@10, 1,234 test queries of the regions {told}" in got.text
+
+
+def test_comparisons_by_human_judgments_and_none_at_all():
+    test = {"queries": "union", "metric": "ndcg@10_judged", "num_queries": 79}
+    test |= {"a": "federated", "b": "zero_shot", "difference": 0.1, "p": 0.2}
+    told = "federated against zero-shot nDCG@10, judged only, 79 queries with human judgments"
+    assert told in page(tests=[test]).text
+    assert "luck?" not in page().text
+    result = make_result()
+    del result["tests"]  # of a run before there were any
+    assert render_report(result, CURVES, []) == render_report(make_result(), CURVES, [])
 
 
 def test_every_region_and_the_mean_have_a_curve_in_both_sizes():

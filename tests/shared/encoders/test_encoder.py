@@ -1,6 +1,8 @@
 """Adapters go in and out unchanged, digests tell them apart, kept and fresh vectors agree."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from shared.encoders.encoder import (
     pick_device,
 )
 from shared.encoders.prefix_cache import image_prefixes, text_prefixes
-from shared.errors import ConfigError, ReleaseError, WireError
+from shared.errors import ConfigError, DataError, ReleaseError, WireError
 
 TEXTS = ["red boots", "a much longer title of a product", "x", "", "blue shirt", "green"]
 
@@ -249,3 +251,45 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match='device "cuda": no GPU answers; use --device cpu'):
         pick_device("cuda")
+
+
+# -- replicas --------------------------------------------------------------------------------------
+
+
+def test_a_replica_keeps_its_adapter_whatever_the_other_does(
+    encoder: Encoder, trained: Adapter, photos: list[Path]
+) -> None:
+    encoder.load_adapter(trained)
+    replica, digest = encoder.replica(), encoder.digest
+    before = replica.encode_queries(["red boots"], [photos[0]])
+    encoder.reset(seed=5)
+    assert (replica.digest, encoder.digest == digest) == (digest, False)
+    assert np.array_equal(replica.encode_queries(["red boots"], [photos[0]]), before)
+
+
+def test_a_replica_shares_every_frozen_weight(encoder: Encoder) -> None:
+    replica = encoder.replica()
+    for mine, its in ((encoder.text.peft, replica.text.peft), (encoder.fusion, replica.fusion)):
+        for left, right in zip(mine.parameters(), its.parameters(), strict=True):
+            shared = left.data_ptr() == right.data_ptr()
+            assert shared is not left.requires_grad
+
+
+def test_two_threads_of_two_replicas_do_not_disturb_each_other(
+    encoder: Encoder, trained: Adapter
+) -> None:
+    first, second = encoder.replica(), encoder.replica()
+    second.load_adapter(trained)
+    texts, no_photos = TEXTS * 5, [None] * 30
+    expected = [one.encode_queries(texts, no_photos) for one in (first, second)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda one: one.encode_queries(texts, no_photos), (first, second)))
+    assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_a_photo_may_come_as_bytes(encoder: Encoder, photos: list[Path]) -> None:
+    stream = BytesIO(photos[0].read_bytes())
+    by_bytes, by_path = (encoder.encode_queries([None], [one]) for one in (stream, photos[0]))
+    assert np.array_equal(by_bytes, by_path)
+    with pytest.raises(DataError, match="the photo: not a readable picture"):
+        encoder.encode_queries([None], [BytesIO(b"no photo")])

@@ -1,0 +1,1 @@
+"""The gRPC contract: `retrieval.proto`, and what protoc made of it."""

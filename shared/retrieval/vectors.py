@@ -1,0 +1,755 @@
+"""The dense half of search: a FAISS index by plan, asked under filters, and grown while it serves.
+
+A small catalog is searched exactly; a larger one by a graph (HNSW) or by lists of coded vectors
+(IVF), whose recall depends on the vectors and is therefore measured, never assumed. A filter makes
+an approximate index worse, so a selective one is answered exactly over the rows it leaves. Whatever
+proposes candidates, one fixed sum scores them again: scores of all ways of searching can be
+compared, and equal ones come in row order.
+
+Ids are row numbers, which FAISS gives by itself to vectors added in order; an `IDMap2` around an
+index is looked through. Nothing here changes once made, and FAISS lets go of the interpreter while
+it searches, so any number of threads may ask one `VectorIndex` at once.
+"""
+
+import math
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, NamedTuple
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from shared.durable import Record
+from shared.errors import RetrievalError
+from shared.retrieval.index import (
+    FACTORY,
+    TIE_TOLERANCE,
+    check_queries,
+    check_unit,
+    inner_products,
+)
+
+Found = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and rows, (Q, k) each
+Mask = NDArray[np.bool_]  # (N,)
+_SWIG: Any = faiss  # its type hints lack what its classes take by keyword
+
+# One exact query at 384 dimensions, one thread of a two-core machine: 0.25 ms over 10,000 vectors,
+# 2.7 over 50,000, 6.6 over 100,000, so about 5 here. Timed at each size, with OMP_NUM_THREADS=1:
+#   index = faiss.IndexFlatIP(384); index.add(vectors)
+#   min(timeit.repeat(lambda: index.search(query, 10), number=5, repeat=15)) / 5
+EXACT_LIMIT: Final = 75_000
+# Rows that a filter leaves, scored one by one wherever they lie: 3.7 ms for 20,000 of 100,000, so
+# about 5 for so many. Timed alike, with params=faiss.SearchParameters(sel=IDSelectorArray(rows)).
+ELIGIBLE_LIMIT = 25_000
+# A graph keeps whole vectors and its links, 1.8 kB a product at 384 dimensions, and is built at
+# about a minute per 100,000; lists of 8-bit codes take a quarter of the memory and less time.
+HNSW_LIMIT: Final = 300_000
+RECALL_TARGET: Final = 0.98
+SELECTIVITIES: Final = (0.5, 0.05, 0.005)  # shares of the rows that a filter leaves
+
+_EF_CONSTRUCTION = 80  # twice FAISS's default: more links are right, for more time once
+_EF_SEARCH_LADDER = (16, 32, 64, 128, 256, 512)
+_NPROBE_LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_MOST_LINKS = 256  # a vector of an HNSW graph
+_TRAINING_POINTS = 64  # a list; FAISS asks for at least 39
+_SAMPLE = 256  # queries by which recall is measured
+_NOISE = 0.5  # length of what is added to a product's vector to make a query of it (cosine 0.89)
+_MARGIN = 8  # candidates beyond k, so that rounding does not decide who comes last
+_CODED_WIDTH = 4  # times k, candidates by codes that are then scored by whole vectors
+_CHUNK_NUMBERS = 4_000_000  # candidate numbers scored again at once, 32 MB in double precision
+_BLOCK_ROWS = 65_536  # rows compared at once by the reference of a recall
+_GPU_WIDTH = 2048  # the most candidates FAISS returns from a GPU
+_BITMAP_SHARE = 4  # a bitmap beats a list of rows once more than 1 / this are eligible
+
+_Kind = Literal["flat", "hnsw", "ivf"]
+
+
+class RecallReport(Record):
+    """What an index finds of what an exact search over the whole vectors finds; for INDEX.json.
+
+    Attributes:
+        k: results a query.
+        num_queries: by how many queries it was measured.
+        effort: what was searched with: efSearch of HNSW, nprobe of IVF, 0 for an exact index.
+        unfiltered: mean recall@k.
+        filtered: mean recall@k under random filters, by the share of rows each leaves ("0.05").
+            Filters that go with the query (one category) can be harder.
+        target: recall that was asked for.
+        reaches_target: whether each of these recalls does; if not, the effort is the largest tried.
+    """
+
+    k: int = Field(ge=1)
+    num_queries: int = Field(ge=1)
+    effort: int = Field(ge=0)
+    unfiltered: float = Field(ge=0, le=1)
+    filtered: dict[str, float]
+    target: float = RECALL_TARGET
+    reaches_target: bool
+
+
+class _Scope(NamedTuple):
+    """Which rows a search is about: how many, and the FAISS selector of them, None for all."""
+
+    num_rows: int
+    selector: Any = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One FAISS index and what is known of it.
+
+    Attributes:
+        owner: the index as given; the others point into its memory.
+        index: the same without an `IDMap` around it.
+        kind: how it searches.
+        storage: what compares the rows one by one; None for IVF, whose lists do.
+        matrix: whole vectors, (N, D), if they are kept; else None.
+        gpu: a copy of an exact index on a GPU, which answers one thread at a time; or None.
+    """
+
+    owner: faiss.Index
+    index: Any
+    kind: _Kind
+    storage: Any
+    matrix: NDArray[Any] | None
+    gpu: tuple[Any, threading.Lock] | None = None
+
+    def vectors_of(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Vectors (R, D) of rows (R,): whole ones if they are kept, else decoded ones."""
+        if self.matrix is not None:
+            return self.matrix[rows]
+        found: NDArray[np.float32] = self.index.reconstruct_batch(rows)
+        return found
+
+    def search(self, queries: NDArray[np.float32], k: int, eligible: Mask | None) -> Found:
+        """The k best eligible rows a query, (Q, k), padded with -inf and -1."""
+        scope = self._scope(eligible)
+        found = min(k, scope.num_rows)
+        if not found or not len(queries):
+            nothing = np.empty((len(queries), 0))
+            return _padded(nothing.astype(np.float32), nothing.astype(np.int64), k)
+        selective = scope.selector is not None and scope.num_rows <= ELIGIBLE_LIMIT
+        coded = self.matrix is not None and not isinstance(self.storage, faiss.IndexFlat)
+        width = (_CODED_WIDTH * found if coded else found) + _MARGIN
+        exhaustive = self.kind == "flat" or selective
+        search = self._search_one if len(queries) == 1 else self._search
+        scores, rows = search(queries, found, width, scope, exhaustive=exhaustive)
+        return _padded(scores, rows, k)
+
+    def _scope(self, eligible: Mask | None) -> _Scope:
+        num_rows = self.index.ntotal
+        count = num_rows if eligible is None else int(np.count_nonzero(eligible))
+        if eligible is None or count == num_rows:
+            return _Scope(num_rows)
+        # Only a flat index goes by a list; everything else would look through it for every row.
+        listed = count <= ELIGIBLE_LIMIT or self.kind == "flat"
+        whole = isinstance(self.storage, faiss.IndexFlat)
+        if whole and listed and count * _BITMAP_SHARE < num_rows:
+            return _Scope(count, _SWIG.IDSelectorArray(np.flatnonzero(eligible)))
+        # A bitmap is asked by row number; external ids beyond it would silently find nothing.
+        return _Scope(count, _SWIG.IDSelectorBitmap(np.packbits(eligible, bitorder="little")))
+
+    def _search_one(
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        width: int,
+        scope: _Scope,
+        *,
+        exhaustive: bool,
+    ) -> Found:
+        """What `_search` gives for one query, (1, k) each, in fewer steps.
+
+        FAISS leaves the caches cold, so that each step after it takes microseconds, and a whole
+        exact search of 10,000 products only 250 of them.
+        """
+        width = min(width, scope.num_rows)
+        rows = self._propose(query, width, scope, exhaustive=exhaustive)[0]  # (width,)
+        if not exhaustive:
+            rows = rows[rows >= 0]
+            if len(rows) < k:
+                return self._search_one(query, k, width, scope, exhaustive=True)
+        scores = inner_products(query, self.vectors_of(rows)[None])[0]
+        order = np.lexsort((rows, -scores))
+        scores, rows = scores[order], rows[order]
+        tied = exhaustive and width < scope.num_rows and scores[k - 1] <= scores[-1] + TIE_TOLERANCE
+        if tied:
+            return self._search_one(query, k, 4 * width, scope, exhaustive=True)
+        return scores[None, :k], rows[None, :k]
+
+    def _search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        width: int,
+        scope: _Scope,
+        *,
+        exhaustive: bool,
+    ) -> Found:
+        """The k best of `width` candidates a query, (Q, k) each, in chunks that fit in memory."""
+        width = min(width, scope.num_rows)
+        step = max(1, _CHUNK_NUMBERS // (width * self.index.d))
+        if len(queries) <= step:
+            return self._search_chunk(queries, k, width, scope, exhaustive=exhaustive)
+        starts = range(0, len(queries), step)
+        parts = [
+            self._search_chunk(queries[at : at + step], k, width, scope, exhaustive=exhaustive)
+            for at in starts
+        ]
+        scores, rows = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(rows)
+
+    def _search_chunk(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        width: int,
+        scope: _Scope,
+        *,
+        exhaustive: bool,
+    ) -> Found:
+        candidates = self._propose(queries, width, scope, exhaustive=exhaustive)  # (C, width)
+        scores, candidates = self._ordered(queries, candidates)
+        if exhaustive:
+            # A row that FAISS left out scores at most the worst candidate, up to rounding.
+            tied = scores[:, k - 1] <= scores[:, -1] + TIE_TOLERANCE
+            unsure = tied & (width < scope.num_rows)
+        else:
+            unsure = candidates[:, k - 1] < 0  # a graph can end, lists can be empty, too early
+        scores, rows = scores[:, :k], candidates[:, :k]
+        if unsure.any():
+            wider = 4 * width if exhaustive else width
+            scores[unsure], rows[unsure] = self._search(
+                queries[unsure], k, wider, scope, exhaustive=True
+            )
+        return scores, rows
+
+    def _propose(
+        self, queries: NDArray[np.float32], width: int, scope: _Scope, *, exhaustive: bool
+    ) -> NDArray[np.int64]:
+        """Rows (C, width) that FAISS thinks best, -1 where it finds no more."""
+        if self.gpu is not None and scope.selector is None and width <= _GPU_WIDTH:
+            copy, one_at_a_time = self.gpu
+            with one_at_a_time:
+                return _proposed(copy, queries, width)
+        index = self.storage if exhaustive and self.storage is not None else self.index
+        params = self._parameters(scope, exhaustive=exhaustive)
+        return _proposed(index, queries, width, params)
+
+    def _parameters(self, scope: _Scope, *, exhaustive: bool) -> Any:
+        """What this search asks of FAISS beyond the index's own settings; None for nothing."""
+        sel = scope.selector
+        if self.kind == "ivf" and exhaustive:
+            return _SWIG.SearchParametersIVF(sel=sel, nprobe=self.index.nlist)
+        if sel is None:
+            return None
+        if exhaustive:
+            return _SWIG.SearchParameters(sel=sel)
+        # Both spend their effort on rows of either kind, and only the eligible ones count.
+        effort = math.ceil(_effort(self.index) * self.index.ntotal / scope.num_rows)
+        if self.kind == "ivf":
+            return _SWIG.SearchParametersIVF(sel=sel, nprobe=min(effort, self.index.nlist))
+        return _SWIG.SearchParametersHNSW(sel=sel, efSearch=effort)
+
+    def _ordered(self, queries: NDArray[np.float32], candidates: NDArray[np.int64]) -> Found:
+        """Candidates (C, W) scored again and in order; places that are -1 come last with -inf."""
+        vectors = self.vectors_of(np.maximum(candidates, 0).ravel())
+        scores = inner_products(queries, vectors.reshape(*candidates.shape, -1))
+        scores[candidates < 0] = -np.inf
+        order = np.lexsort((candidates, -scores), axis=-1)
+        lines = np.arange(len(queries))[:, None]  # three times as fast as take_along_axis
+        return scores[lines, order], candidates[lines, order]
+
+
+@dataclass(frozen=True)
+class VectorIndex:
+    """Product vectors, searched by plan; made by `over`, and grown by `with_rows`.
+
+    Rows 0..N-1 are those of the index it was made over, N.. those appended since. Scores are exact
+    inner products of query and stored vector. Where only codes are stored (SQ8 without `matrix`)
+    the stored vector is the decoded one, a few thousandths off; `measure_recall` counts what that
+    costs.
+    """
+
+    _base: _Part
+    _appended: _Part | None = None
+
+    @classmethod
+    def over(cls, index: faiss.Index, *, matrix: NDArray[Any] | None = None) -> "VectorIndex":
+        """Search a FAISS index whose ids are row numbers.
+
+        Args:
+            index: from `build_planned` or `build_index`, or read back from disk; not copied, and
+                not to be changed from now on.
+            matrix: the whole vectors (N, D), of any float type and perhaps mapped from disk, for an
+                index that stores only codes: candidates are then scored by them.
+
+        Returns:
+            An index with nothing appended.
+
+        Raises:
+            RetrievalError: another kind of index than exact, HNSW or IVF, another metric, or ids
+                that are not row numbers.
+        """
+        assert matrix is None or matrix.shape == (index.ntotal, index.d), "one whole vector a row"
+        return cls(_look(index, matrix))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, appended ones included."""
+        return self.num_base_rows + self.num_appended
+
+    @property
+    def num_base_rows(self) -> int:
+        """Rows of the index it was made over."""
+        return int(self._base.index.ntotal)
+
+    @property
+    def num_appended(self) -> int:
+        """Rows appended since, each of which every search looks at."""
+        return 0 if self._appended is None else int(self._appended.index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """D, length of every vector."""
+        return int(self._base.index.d)
+
+    @property
+    def effort(self) -> int:
+        """EfSearch of HNSW, nprobe of IVF, 0 for an exact index."""
+        return _effort(self._base.index)
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, *, eligible: Mask | None = None
+    ) -> Found:
+        """The k best eligible rows for each query.
+
+        Args:
+            queries: query vectors, (Q, D).
+            k: results a query.
+            eligible: which rows may be found, (num_rows,); all of them by default.
+
+        Returns:
+            Scores (Q, k) from best to worst and their row numbers (Q, k); equal scores in row
+            order; -inf and -1 where fewer than k rows are eligible.
+
+        Raises:
+            RetrievalError: `queries` has another number of dimensions, or is not finite.
+        """
+        assert eligible is None or eligible.shape == (self.num_rows,), "one mask entry a row"
+        queries = np.ascontiguousarray(queries, np.float32)
+        check_queries(self._base.index, queries)
+        if self._appended is None:
+            return self._base.search(queries, max(k, 0), eligible)
+        split = self.num_base_rows
+        old, new = (None, None) if eligible is None else (eligible[:split], eligible[split:])
+        scores, rows = self._base.search(queries, max(k, 0), old)
+        new_scores, new_rows = self._appended.search(queries, max(k, 0), new)
+        new_rows[new_rows >= 0] += split
+        return _merged((scores, rows), (new_scores, new_rows))
+
+    def with_rows(self, vectors: NDArray[np.float32]) -> "VectorIndex":
+        """The same rows and some more; whoever searches this one goes on undisturbed.
+
+        Args:
+            vectors: unit product vectors, (R, D); they become rows num_rows, num_rows + 1, ...
+
+        Returns:
+            A new index that shares this one's base. It copies what was appended so far, and each
+            search compares all of that: build anew before it is a large share of the catalog.
+
+        Raises:
+            RetrievalError: not finite, not of unit length, or of another number of dimensions.
+        """
+        if not len(vectors):
+            return self
+        check_unit(vectors)
+        if vectors.shape[1] != self.dim:
+            raise RetrievalError(
+                f"product vectors of {vectors.shape[1]} dimensions for an index of {self.dim};"
+                " encode them with the encoder that made the index"
+            )
+        flat = faiss.IndexFlatIP(self.dim)
+        if self._appended is not None:
+            flat.add(self._appended.vectors_of(np.arange(self.num_appended)))
+        flat.add(np.ascontiguousarray(vectors, np.float32))
+        return replace(self, _appended=_look(flat))
+
+    def vectors_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The stored vectors of some rows, base or appended.
+
+        Args:
+            rows: row numbers, (R,), each in [0, num_rows).
+
+        Returns:
+            A copy of their vectors, (R, D); decoded ones where only codes are stored.
+        """
+        rows = np.asarray(rows, np.int64)
+        assert not len(rows) or 0 <= rows.min() <= rows.max() < self.num_rows, "rows of this index"
+        found = np.empty((len(rows), self.dim), np.float32)
+        new = rows >= self.num_base_rows
+        found[~new] = self._base.vectors_of(rows[~new])
+        if self._appended is not None:
+            found[new] = self._appended.vectors_of(rows[new] - self.num_base_rows)
+        return found
+
+    def on_gpu(self) -> "VectorIndex":
+        """The same, its exact index copied to the first GPU; itself if that cannot be.
+
+        Searches under a filter stay on the CPU, and so do approximate indexes. This path has not
+        been run: the machines it was written on have no GPU.
+
+        Returns:
+            An index with equal answers.
+        """
+        # faiss-cpu has neither the resources nor any GPU.
+        if self._base.kind != "flat" or not faiss.get_num_gpus():
+            return self
+        copy = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self._base.index)
+        # A GPU index keeps its scratch memory to itself, so one thread at a time.
+        return replace(self, _base=replace(self._base, gpu=(copy, threading.Lock())))
+
+
+def plan_factory(num_vectors: int, dim: int) -> str:
+    """Which FAISS index suits a catalog.
+
+    Args:
+        num_vectors: N, products.
+        dim: D, length of their vectors; a query's cost is N times D.
+
+    Returns:
+        A string for `faiss.index_factory`: exact up to `EXACT_LIMIT` vectors of 384 dimensions
+        (fewer if they are longer, more if shorter), then HNSW, then IVF with 8-bit codes.
+    """
+    if num_vectors * dim <= EXACT_LIMIT * 384:
+        return FACTORY
+    if num_vectors <= HNSW_LIMIT:
+        return "HNSW32"
+    # About 4 sqrt(N) lists (the FAISS guideline), as a power of two: 4,096 at a million.
+    return f"IVF{2 ** round(math.log2(4 * math.sqrt(num_vectors)))},SQ8"
+
+
+def build_planned(
+    vectors: NDArray[np.float32],
+    *,
+    factory: str | None = None,
+    seed: int,
+    queries: NDArray[np.float32] | None = None,
+    keeps_vectors: bool = False,
+    num_threads: int = 1,
+) -> faiss.Index:
+    """Index unit vectors by plan, set to search just hard enough.
+
+    The effort (efSearch, nprobe) is the smallest of a ladder at which recall@10 reaches
+    `RECALL_TARGET`, unfiltered and under a filter that leaves half the rows; the largest if none
+    does. It is part of the index and of its file; `measure_recall` says what it gives.
+
+    Args:
+        vectors: unit product vectors, (N, D), N >= 1.
+        factory: what the operator wants instead of the plan, for `faiss.index_factory`: exact,
+            HNSW or IVF.
+        seed: of the training sample and of the queries that are made up.
+        queries: real query vectors (Q, D) to choose the effort by; by default perturbed products.
+        keeps_vectors: whether an index of codes will be searched with these vectors beside it, as
+            the `matrix` of `VectorIndex.over`; the effort is chosen for that.
+        num_threads: of FAISS meanwhile. With one, equal vectors give an equal index and another
+            core is left to searches; with more, a graph differs a little from build to build.
+
+    Returns:
+        The index; its ids are row numbers. `VectorIndex.over` searches it.
+
+    Raises:
+        RetrievalError: vectors that are not of unit length, or a factory string that FAISS or this
+            project cannot use.
+    """
+    check_unit(vectors)
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    chosen = plan_factory(*vectors.shape) if factory is None else factory
+    with _faiss_threads(num_threads):
+        try:
+            index = _empty_index(chosen, *vectors.shape)
+            _fill(index, vectors, seed)
+            _look(index).search(vectors[:1], 1, np.arange(len(vectors)) < len(vectors) / 2)
+            part = _look(index, matrix=vectors if keeps_vectors else None)
+            _choose_effort(part, vectors, queries, seed)
+        except (RuntimeError, RetrievalError) as error:  # FAISS's own text is several lines
+            reason = f" ({error})" if isinstance(error, RetrievalError) else ""
+            raise RetrievalError(
+                f"index factory {chosen!r} cannot index {len(vectors)} vectors of"
+                f" {vectors.shape[1]} dimensions{reason}; take an exact, HNSW or IVF one for them,"
+                " or leave serve.index_factory out"
+            ) from None
+    return index
+
+
+def measure_recall(
+    index: VectorIndex,
+    vectors: NDArray[Any],
+    *,
+    queries: NDArray[np.float32] | None = None,
+    k: int = 10,
+    selectivities: Sequence[float] = SELECTIVITIES,
+    seed: int,
+) -> RecallReport:
+    """Compare an index with an exact search over the whole vectors.
+
+    A row found counts if it scores as much as the k-th of the exact search, so copies of a product
+    may stand in for each other.
+
+    Args:
+        index: to be measured.
+        vectors: the unit vectors its rows were made of, (num_rows, D).
+        queries: real query vectors (Q, D); by default a sample of `vectors`, perturbed.
+        k: results a query.
+        selectivities: for each a random filter that leaves this share of the rows.
+        seed: of the sample, the perturbation and the filters.
+
+    Returns:
+        Mean recall@k, unfiltered and under each filter.
+    """
+    assert vectors.shape == (index.num_rows, index.dim), "the vectors of this index"
+    queries = _sample_queries(vectors, seed) if queries is None else queries
+    trials = _trials(vectors, queries, k, selectivities, seed)
+    recalls = [_recall(index, vectors, queries, k, trial) for trial in trials]
+    return RecallReport(
+        k=k,
+        num_queries=len(queries),
+        effort=index.effort,
+        unfiltered=recalls[0],
+        filtered=dict(zip(map(str, selectivities), recalls[1:], strict=True)),
+        reaches_target=min(recalls) >= RECALL_TARGET,
+    )
+
+
+def _look(index: faiss.Index, matrix: NDArray[Any] | None = None) -> _Part:
+    """An index and what it is made of, or an error if that cannot be searched here."""
+    inner: Any = index
+    if isinstance(index, faiss.IndexIDMap):  # IDMap2 is one too
+        if not np.array_equal(faiss.vector_to_array(index.id_map), np.arange(index.ntotal)):
+            raise RetrievalError("the index's ids are not row numbers; build the index again")
+        inner = faiss.downcast_index(index.index)
+    storage = faiss.downcast_index(inner.storage) if isinstance(inner, faiss.IndexHNSW) else inner
+    kind = _kind(inner, storage)
+    if kind is None or inner.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise RetrievalError(f"{type(inner).__name__} is not an exact, HNSW or IVF cosine index")
+    if kind == "ivf":
+        return _Part(index, inner, kind, storage=None, matrix=matrix)
+    if isinstance(storage, faiss.IndexFlat):
+        matrix = _stored_matrix(storage)
+    return _Part(index, inner, kind, storage, matrix)
+
+
+def _kind(index: faiss.Index, storage: faiss.Index) -> _Kind | None:
+    if isinstance(index, faiss.IndexIVF):
+        return "ivf"
+    if not isinstance(storage, faiss.IndexFlat | faiss.IndexScalarQuantizer):
+        return None
+    return "hnsw" if isinstance(index, faiss.IndexHNSW) else "flat"
+
+
+def _stored_matrix(flat: faiss.IndexFlat) -> NDArray[np.float32]:
+    """FAISS's own copy of the vectors, (N, D), not copied again; gone when the index is."""
+    if not flat.ntotal:  # then it points nowhere
+        return np.empty((0, flat.d), np.float32)
+    matrix: NDArray[np.float32] = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d)
+    matrix.flags.writeable = False
+    return matrix.reshape(flat.ntotal, flat.d)
+
+
+def _effort(index: faiss.Index) -> int:
+    if isinstance(index, faiss.IndexHNSW):
+        return int(index.hnsw.efSearch)
+    return int(index.nprobe) if isinstance(index, faiss.IndexIVF) else 0
+
+
+def _empty_index(factory: str, num_vectors: int, dim: int) -> faiss.Index:
+    """An index to be filled; sizes that FAISS takes and then crashes with are refused."""
+    lists = [int(number) for number in re.findall(r"IVF([0-9]+)", factory)]
+    if any(not 1 <= number <= num_vectors for number in lists):
+        raise RetrievalError(f"{lists[0]} lists")
+    index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    part = _look(index)
+    if part.kind == "hnsw" and not 2 <= part.index.hnsw.nb_neighbors(1) <= _MOST_LINKS:
+        raise RetrievalError(f"a graph needs 2 to {_MOST_LINKS} links a vector")
+    return index
+
+
+def _fill(index: faiss.Index, vectors: NDArray[np.float32], seed: int) -> None:
+    part = _look(index)
+    if part.kind == "hnsw":
+        part.index.hnsw.efConstruction = _EF_CONSTRUCTION
+    sample = vectors
+    if part.kind == "ivf":
+        part.index.cp.seed = seed
+        part.index.cp.min_points_per_centroid = 1  # else it complains on the standard error
+        size = min(len(vectors), _TRAINING_POINTS * part.index.nlist)
+        sample = vectors[_chosen_rows(len(vectors), size, seed)]
+    if not index.is_trained:
+        index.train(sample)
+    if isinstance(index, faiss.IndexIDMap):
+        index.add_with_ids(vectors, np.arange(len(vectors), dtype=np.int64))
+    else:
+        index.add(vectors)
+    if part.kind == "ivf":
+        part.index.make_direct_map()  # without it no row gives its vector back
+
+
+def _choose_effort(
+    part: _Part,
+    vectors: NDArray[np.float32],
+    queries: NDArray[np.float32] | None,
+    seed: int,
+) -> None:
+    if part.kind == "flat":
+        return
+    # Another sample than `measure_recall` takes with this seed: it shall not flatter the choice.
+    queries = _sample_queries(vectors, seed + 1) if queries is None else queries
+    trials = _trials(vectors, queries, 10, SELECTIVITIES[:1], seed + 1)
+    searched = VectorIndex(part)
+    for effort in _EF_SEARCH_LADDER if part.kind == "hnsw" else _NPROBE_LADDER:
+        if part.kind == "hnsw":
+            part.index.hnsw.efSearch = effort
+        else:
+            part.index.nprobe = min(effort, part.index.nlist)
+        recalls = (_recall(searched, vectors, queries, 10, trial) for trial in trials)
+        if all(recall >= RECALL_TARGET for recall in recalls):
+            return
+
+
+def _sample_queries(vectors: NDArray[Any], seed: int) -> NDArray[np.float32]:
+    """Unit vectors near some of the products, (Q, D), as queries that nobody asked."""
+    rows = _chosen_rows(len(vectors), min(len(vectors), _SAMPLE), seed)
+    noise = np.random.default_rng(seed).normal(size=(len(rows), vectors.shape[1]))
+    noise *= _NOISE / math.sqrt(vectors.shape[1])
+    queries = vectors[rows] + noise
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    return np.asarray(queries, np.float32)
+
+
+def _chosen_rows(num_rows: int, count: int, seed: int) -> NDArray[np.int64]:
+    chosen = np.random.default_rng(seed).choice(num_rows, count, replace=False)
+    return np.sort(chosen).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One filter, and what an exact search under it scores.
+
+    Attributes:
+        eligible: rows that may be found, or None for all.
+        num_found: how many an exact search finds a query, at most k.
+        floors: score of the last of them, (Q,).
+    """
+
+    eligible: Mask | None
+    num_found: int
+    floors: NDArray[np.float32]
+
+
+def _trials(
+    vectors: NDArray[Any],
+    queries: NDArray[np.float32],
+    k: int,
+    selectivities: Sequence[float],
+    seed: int,
+) -> list[_Trial]:
+    """Exact searches: one without a filter, then one for each selectivity."""
+    masks: list[Mask | None] = [None]
+    for number, share in enumerate(selectivities):
+        mask = np.zeros(len(vectors), np.bool_)
+        mask[_chosen_rows(len(vectors), max(1, round(share * len(vectors))), seed + number)] = True
+        masks.append(mask)
+    trials = []
+    for eligible in masks:
+        count = min(k, len(vectors) if eligible is None else int(np.count_nonzero(eligible)))
+        trials.append(_Trial(eligible, count, _floors(vectors, queries, count, eligible)))
+    return trials
+
+
+def _floors(
+    vectors: NDArray[Any], queries: NDArray[np.float32], k: int, eligible: Mask | None
+) -> NDArray[np.float32]:
+    """Score of the k-th best eligible row a query, (Q,), block by block."""
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        scores = queries @ vectors[block].T.astype(np.float32)  # (Q, B)
+        if eligible is not None:
+            scores[:, ~eligible[block]] = -np.inf
+        best = -np.partition(-np.concatenate([best, scores], axis=1), k - 1, axis=1)[:, :k]
+    floors: NDArray[np.float32] = best.min(axis=1)
+    return floors
+
+
+def _recall(
+    index: VectorIndex,
+    vectors: NDArray[Any],
+    queries: NDArray[np.float32],
+    k: int,
+    trial: _Trial,
+) -> float:
+    _, rows = index.search(queries, k, eligible=trial.eligible)  # (Q, k)
+    scores = inner_products(queries, vectors[np.maximum(rows, 0)])
+    right = (rows >= 0) & (scores >= trial.floors[:, None] - TIE_TOLERANCE)
+    return float(np.mean(right.sum(axis=1) / trial.num_found))
+
+
+def _proposed(
+    index: Any, queries: NDArray[np.float32], width: int, params: Any = None
+) -> NDArray[np.int64]:
+    """The rows (C, width) that FAISS finds for queries (C, D), which `check_queries` has passed.
+
+    It is what `index.search` comes to once it has looked at its arguments, which takes 10 us.
+
+    One query is searched on one thread. FAISS would split it over all cores, whose threads then
+    spin while they wait for each other: on two busy cores a search of 10,000 products took 14 ms
+    instead of 0.4, and 25 times the processor time. A service has many queries to use its cores.
+    """
+    count = len(queries)
+    scores = np.empty((count, width), np.float32)
+    rows = np.empty((count, width), np.int64)
+    pointer = faiss.swig_ptr
+    former = faiss.omp_get_max_threads() if count == 1 else 1  # of this thread alone
+    if former > 1:
+        faiss.omp_set_num_threads(1)
+    try:
+        index.search_c(count, pointer(queries), width, pointer(scores), pointer(rows), params)
+    finally:
+        if former > 1:
+            faiss.omp_set_num_threads(former)
+    return rows
+
+
+def _padded(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Found:
+    """Answers (Q, K) as (Q, k), k >= K."""
+    missing = k - rows.shape[1]
+    if missing:
+        sides = ((0, 0), (0, missing))
+        scores = np.pad(scores, sides, constant_values=-np.inf)
+        rows = np.pad(rows, sides, constant_values=-1)
+    return scores, rows
+
+
+def _merged(one: Found, other: Found) -> Found:
+    """The best of two answers, each (Q, k), as one."""
+    k = one[0].shape[1]
+    scores = np.concatenate([one[0], other[0]], axis=1)
+    rows = np.concatenate([one[1], other[1]], axis=1)
+    order = np.lexsort((rows, -scores), axis=-1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+@contextmanager
+def _faiss_threads(count: int) -> Iterator[None]:
+    """How many threads FAISS uses for what this thread asks of it."""
+    former = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(former)
