@@ -2,13 +2,14 @@
 # make deploy-demo   headquarters and three regions as real processes with TLS, start to finish
 # make test          style, types, tests
 # make test-e2e      real processes, users, namespaces and a browser; CI runs both
+# make bench-search  search beside raw FAISS, bm25s and a plain pipeline: bench.json and a table
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Exactly one FAISS: the GPU build where a GPU answers.
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo deploy-demo test test-e2e test-slow constraints clean
+.PHONY: demo deploy-demo test test-e2e test-slow bench-search constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/fedshelf simulate --out runs/demo
@@ -26,6 +27,9 @@ test: $(VENV)/installed
 # As root it tests more: other users, namespaces, full disks. Needs nginx and chromium.
 test-e2e: $(VENV)/installed
 	$(BIN)/pytest -q -m e2e --durations=10
+
+bench-search: $(VENV)/installed
+	$(BIN)/python -m benchmarks.search
 
 # make test-slow FASHION=DIR ICECAT=DIR: real data, half an hour
 test-slow: $(VENV)/installed

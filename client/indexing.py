@@ -56,6 +56,7 @@ MAX_MANIFEST_BYTES = 2**20
 RELEASE_SUFFIXES = (".json", ".safetensors", ".md")  # nothing that could hold a program
 _EQUAL_TOLERANCE = 1e-5  # far above the last bits of a unit vector's numbers, far below a word
 _SELF_SCORE_TOLERANCE = 1e-3  # twice what an index lets a vector's length be off
+MIN_QUERIES, MAX_QUERIES = 100, 1000  # that an index is fitted to and measured by
 _SEED = 0  # of training samples and recall queries: equal vectors give an equal index
 
 
@@ -203,6 +204,7 @@ def build_region_index(
     release: int,
     vectors: NDArray[np.float32] | None = None,
     tuned: Tuned | None = None,
+    queries: NDArray[np.float32] | None = None,
 ) -> Path:
     """Encode a region's products, index them, check the index, let it answer; nobody is asked.
 
@@ -212,6 +214,7 @@ def build_region_index(
         release: number of the release; 0 is the base alone.
         vectors: unit product vectors (N, D) that this encoder has made already, in catalog order.
         tuned: weight of the two rankers; None takes the default.
+        queries: real query vectors (Q, D) that a large index is fitted to.
 
     Returns:
         The index folder that `state/current` now names. Of older ones only the last is kept.
@@ -224,7 +227,7 @@ def build_region_index(
     if vectors is None:
         vectors = encoder.encode_products(region.texts, region.image_paths)  # (N, D)
     opened = write_region_index(
-        region, vectors, release=release, encoder_digest=digest, tuned=tuned
+        region, vectors, release=release, encoder_digest=digest, tuned=tuned, queries=queries
     )
     former = _current_name(region.state)
     write_pointer(region.state, opened.folder)
@@ -239,6 +242,7 @@ def write_region_index(
     release: int,
     encoder_digest: str,
     tuned: Tuned | None = None,
+    queries: NDArray[np.float32] | None = None,
 ) -> OpenIndex:
     """Write a region's index beside the others and check it as it is read back.
 
@@ -248,6 +252,7 @@ def write_region_index(
         release: number of the release that made them; 0 is the base alone.
         encoder_digest: of the encoder that made them.
         tuned: weight of the two rankers; None takes the default.
+        queries: real query vectors (Q, D) that a large index is fitted to.
 
     Returns:
         The index; it does not answer searches yet.
@@ -257,7 +262,7 @@ def write_region_index(
             does not give the vectors back.
     """
     parent = region.state / "indexes"
-    parts = index_parts(region, vectors, tuned)
+    parts = index_parts(region, vectors, tuned, queries)
     try:
         folder = write_index_folder(
             parent,
@@ -277,7 +282,10 @@ def write_region_index(
 
 
 def index_parts(
-    region: Region, vectors: NDArray[np.float32], tuned: Tuned | None = None
+    region: Region,
+    vectors: NDArray[np.float32],
+    tuned: Tuned | None = None,
+    queries: NDArray[np.float32] | None = None,
 ) -> IndexParts:
     """What a region's index folder holds, built as its configuration says.
 
@@ -285,16 +293,22 @@ def index_parts(
         region: the opened region.
         vectors: unit product vectors (N, D), in catalog order.
         tuned: weight of the two rankers; None takes the default.
+        queries: real query vectors (Q, D) by which an approximate index chooses its effort and is
+            measured; with fewer than `MIN_QUERIES` of them, perturbed products, which are easier.
 
     Raises:
         RetrievalError: the vectors cannot be indexed.
     """
+    queries = None if queries is None or len(queries) < MIN_QUERIES else queries[:MAX_QUERIES]
     serve = region.config.serve
     factory = (serve and serve.index_factory) or plan_factory(*vectors.shape)
     # Of codes, whole vectors beside them put candidates in order.
     coded = "IVF" in factory or "SQ" in factory
     matrix = vectors.astype(np.float16) if coded else None
-    index = build_planned(vectors, factory=factory, seed=_SEED, keeps_vectors=coded)
+    index = build_planned(
+        vectors, factory=factory, seed=_SEED, queries=queries, keeps_vectors=coded
+    )
+    searched = VectorIndex.over(index, matrix=matrix)
     return IndexParts(
         index=index,
         factory=factory,
@@ -302,7 +316,7 @@ def index_parts(
         digests=region.digests,
         documents=list(documents_of(region.catalog, region.texts)),
         locale=region.config.locale,
-        recall=measure_recall(VectorIndex.over(index, matrix=matrix), vectors, seed=_SEED),
+        recall=measure_recall(searched, vectors, queries=queries, seed=_SEED),
         matrix=matrix,
         tuned=tuned,
     )

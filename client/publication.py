@@ -157,6 +157,8 @@ class Publication:
             without it they decline nothing.
         tune: given the product vectors of the encoder as it is loaded, chooses the weight of the
             two rankers; without it that is the default.
+        queries: vectors (Q, D) of the region's own queries by the encoder as it is loaded, which a
+            large index is fitted to; without it, to perturbed products.
     """
 
     def __init__(
@@ -167,10 +169,11 @@ class Publication:
         products: "Callable[[], ProductPrefixes] | None" = None,
         gate: Gate | None = None,
         tune: Tune | None = None,
+        queries: Callable[[], NDArray[np.float32]] | None = None,
     ) -> None:
         self._region, self._config, self._state = region, region.config, region.state
         self._encoder, self._products = encoder, products
-        self._gate, self._tune = gate, tune
+        self._gate, self._tune, self._queries = gate, tune, queries
         self._audit = AuditLog(region.state / "audit.jsonl")
         self._verified: tuple[str, str] | None = None  # an index in use, and its catalog's digest
         self._failure = ""  # the last one noted; the same one every poll is noted once
@@ -345,7 +348,12 @@ class Publication:
     def _write(self, vectors: NDArray[np.float32], release: int, digest: str) -> OpenIndex:
         tuned = self._tune(vectors) if self._tune else None
         return write_region_index(
-            self._region, vectors, release=release, encoder_digest=digest, tuned=tuned
+            self._region,
+            vectors,
+            release=release,
+            encoder_digest=digest,
+            tuned=tuned,
+            queries=self._queries() if self._queries else None,
         )
 
     def _encode(self, encoder: PublicationEncoder) -> NDArray[np.float32]:

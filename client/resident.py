@@ -127,6 +127,7 @@ def _publication(worker: Worker) -> Publication:
         products=lambda: worker.products,
         gate=lambda candidate, current: _gate(worker, candidate, current),
         tune=worker.tune,
+        queries=worker.query_vectors,
     )
 
 

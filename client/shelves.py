@@ -58,7 +58,7 @@ def open_shelf(region: Region, opened: OpenIndex, encode: Encode, *, scratch: Pa
             then.select(region.catalog.columns).with_columns(pl.col("title").fill_null("")),
             group_attribute=serve.group_attribute if serve else None,
         ),
-        vectors=opened.vectors(),
+        vectors=opened.vectors() if region.config.device == "cpu" else opened.vectors().on_gpu(),
         lexical=LexicalIndex.open(opened.folder / LEXICAL, scratch=scratch),
         dense_weight=manifest.dense_weight,
         rules=region_rules(region),

@@ -275,9 +275,12 @@ class Worker:
             vectors: of the catalog, (N, D), by the encoder as it is loaded.
         """
         held_out = self.validation
-        queries = self.encoder.query_matrix(self._validation_prefixes)
-        dense = dense_scores(queries, vectors, held_out.rows)
+        dense = dense_scores(self.query_vectors(), vectors, held_out.rows)
         return tune(dense, self._validation_words, held_out.rows, held_out.gains)
+
+    def query_vectors(self) -> NDArray[np.float32]:
+        """Vectors of the validation queries, (Q, D), by the encoder as it is loaded."""
+        return self.encoder.query_matrix(self._validation_prefixes)
 
     def _gate_mix(
         self, vectors: NDArray[np.float32], queries: NDArray[np.float32]

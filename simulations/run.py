@@ -291,7 +291,12 @@ def _index(
             region = worker.region
             tuned = worker.tune(vectors)
             index = build_region_index(
-                region, encoder, release=number, vectors=vectors, tuned=tuned
+                region,
+                encoder,
+                release=number,
+                vectors=vectors,
+                tuned=tuned,
+                queries=worker.query_vectors(),
             )
             progress.line(
                 f"region {region.config.region}: {index.relative_to(run.resolve())},"

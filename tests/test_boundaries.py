@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("shared", "client", "server", "simulations")
+PACKAGES = ("shared", "client", "server", "simulations", "benchmarks")
 ALLOWED = {
     "shared": {"shared"},
     "client": {"client", "shared"},
     "server": {"server", "shared"},
-    "simulations": set(PACKAGES),
+    "simulations": {"shared", "client", "server", "simulations"},
+    "benchmarks": set(PACKAGES),
 }
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 PURE_MATHS = ("shared/losses.py", "shared/metrics.py", "shared/encoders/fusion.py")

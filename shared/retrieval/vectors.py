@@ -238,22 +238,26 @@ class _Part:
             with one_at_a_time:
                 return _proposed(copy, queries, width)
         index = self.storage if exhaustive and self.storage is not None else self.index
-        params = self._parameters(scope, exhaustive=exhaustive)
+        params = self._parameters(width, scope, exhaustive=exhaustive)
         return _proposed(index, queries, width, params)
 
-    def _parameters(self, scope: _Scope, *, exhaustive: bool) -> Any:
+    def _parameters(self, width: int, scope: _Scope, *, exhaustive: bool) -> Any:
         """What this search asks of FAISS beyond the index's own settings; None for nothing."""
         sel = scope.selector
         if self.kind == "ivf" and exhaustive:
             return _SWIG.SearchParametersIVF(sel=sel, nprobe=self.index.nlist)
-        if sel is None:
-            return None
         if exhaustive:
-            return _SWIG.SearchParameters(sel=sel)
+            return None if sel is None else _SWIG.SearchParameters(sel=sel)
         # Both spend their effort on rows of either kind, and only the eligible ones count.
-        effort = math.ceil(_effort(self.index) * self.index.ntotal / scope.num_rows)
+        effort = _effort(self.index)
         if self.kind == "ivf":
-            return _SWIG.SearchParametersIVF(sel=sel, nprobe=min(effort, self.index.nlist))
+            effort = math.ceil(effort * self.index.ntotal / scope.num_rows)
+            nprobe = min(effort, self.index.nlist)
+            return None if sel is None else _SWIG.SearchParametersIVF(sel=sel, nprobe=nprobe)
+        if sel is None and effort >= width:
+            return None
+        # A graph finds no more than its effort: a mix asks for hundreds.
+        effort = math.ceil(max(effort, width) * self.index.ntotal / scope.num_rows)
         return _SWIG.SearchParametersHNSW(sel=sel, efSearch=effort)
 
     def _ordered(self, queries: NDArray[np.float32], candidates: NDArray[np.int64]) -> Found:

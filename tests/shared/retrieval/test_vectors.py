@@ -488,3 +488,23 @@ def test_queries_one_at_a_time_are_answered_as_all_at_once(
     scores, rows = zip(*alone, strict=True)
     together = index.search(queries, 20, eligible=eligible)
     assert_same((np.concatenate(scores), np.concatenate(rows)), together)
+
+
+def test_a_graph_asked_for_more_than_its_effort_works_harder_and_is_not_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vectors, query = unit(2000, 8), unit(1, 8, seed=3)
+    index = VectorIndex.over(build_planned(vectors, factory="HNSW16", seed=0))
+    ways: list[bool] = []
+    propose = planner._Part._propose
+
+    def watched(*arguments: object, exhaustive: bool) -> object:
+        ways.append(exhaustive)
+        return propose(*arguments, exhaustive=exhaustive)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(planner._Part, "_propose", watched)
+    assert index.effort < 300
+    _, rows = index.search(query, 300)
+    assert ways == [False]
+    expected = numpy_search(vectors, query, 300)[1]
+    assert len(np.intersect1d(rows, expected)) >= 290

@@ -1,0 +1,1 @@
+"""What search costs, measured beside what it is compared with; `make bench-search` runs it."""

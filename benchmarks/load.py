@@ -1,0 +1,243 @@
+"""A region's service under load, on loopback: at capacity, above it, and what it says then.
+
+The service is the real process, `fedshelf region serve`; what asks is this one. First come two
+callers, then as many as there are places, who each wait for their answer; the answers a second that
+the latter get are taken as the capacity. Then requests come at a steady rate, whether or not the
+former ones have been answered, at 0.7, 1 and 2 times that, and a request's time runs from the
+moment it was due: a server that stalls cannot hide it (coordinated omission). Every request asks
+for other words, so no vector is found in the cache. Both share the machine's cores.
+
+Nothing but 200 and 429 may come back.
+"""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import httpcore
+import numpy as np
+
+from benchmarks.corpus import Corpus
+from benchmarks.place import make_region
+from benchmarks.report import Report
+from shared.encoders.encoder import Encoder
+from shared.errors import FederationError
+
+SECTION: Final = "load"
+RATES: Final = (0.7, 1.0, 2.0)  # of the capacity that was found
+_FEW: Final = 2  # callers
+_WARM_UP_S: Final = 2.0
+_START_S: Final = 120.0
+_ANSWER_S: Final = 30.0
+_TIMEOUT: Final = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), _ANSWER_S)}
+_HEADERS: Final = [("Content-Type", "application/json"), ("Host", "localhost")]
+_STOP_S: Final = 30.0
+_EXPECTED: Final = {200, 429}
+
+
+@dataclass
+class Outcome:
+    """What came back in one phase.
+
+    Attributes:
+        wall_s: from the first request to the last answer.
+        answers: (status, seconds), a request each; status 0 is no answer.
+    """
+
+    wall_s: float = 0.0
+    answers: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def statuses(self) -> Counter[int]:
+        """How many of each."""
+        return Counter(status for status, _ in self.answers)
+
+    @property
+    def unexpected(self) -> int:
+        """Neither answered nor refused for want of a place."""
+        return sum(n for status, n in self.statuses.items() if status not in _EXPECTED)
+
+    def quantile_ms(self, quantile: float, *, status: int = 200) -> float:
+        """Of the times of the answers with one status; NaN if there are none."""
+        seconds = [taken for found, taken in self.answers if found == status]
+        return float(np.quantile(seconds, quantile)) * 1e3 if seconds else float("nan")
+
+
+def measure_load(
+    report: Report,
+    folder: Path,
+    corpus: Corpus,
+    encoder: Encoder,
+    base: Path,
+    *,
+    seconds: float,
+    max_requests: int = 64,
+) -> None:
+    """Serve a region and load it, each phase for a bounded time.
+
+    Args:
+        report: figures go there.
+        folder: of the region, not there yet.
+        corpus: its products; its queries are mixed into new ones.
+        encoder: that made the corpus's vectors.
+        base: folder of its base.
+        seconds: of each phase.
+        max_requests: places of the service.
+
+    Raises:
+        FederationError: the service does not start.
+    """
+    address = f"127.0.0.1:{_free_port()}"
+    make_region(folder, corpus, encoder, base, http=address, max_requests=max_requests)
+    name = f"{len(corpus.vectors):,} products, {max_requests} places"
+    texts = fresh_queries(corpus.queries)
+    with served(folder, f"http://{address}") as process:
+        url, capacity = f"http://{address}", 0.0
+        asyncio.run(closed_loop(url, texts, callers=_FEW, seconds=_WARM_UP_S))
+        for callers in (_FEW, max_requests):
+            found = asyncio.run(closed_loop(url, texts, callers=callers, seconds=seconds))
+            _put_down(report, f"{name}, {callers} callers", found)
+            capacity = found.statuses[200] / found.wall_s
+        for rate in RATES:
+            found = asyncio.run(open_loop(url, texts, rate=rate * capacity, seconds=seconds))
+            _put_down(report, f"{name}, {rate:g} x capacity", found)
+        process.send_signal(signal.SIGTERM)
+        ended = float(process.wait(_STOP_S))
+    report.add(SECTION, f"{name}, exit status after SIGTERM", ended, "")
+
+
+def fresh_queries(queries: Sequence[str]) -> Iterator[str]:
+    """Texts without end, none twice: words of two queries.
+
+    Args:
+        queries: at least one.
+    """
+    for step in range(1, len(queries)):
+        for number, query in enumerate(queries):
+            yield f"{query} {queries[(number + step) % len(queries)]}"
+    number = 0
+    while True:  # far more than any run asks
+        number += 1
+        yield f"{queries[number % len(queries)]} {number}"
+
+
+@contextmanager
+def served(folder: Path, url: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A region's service as a process of its own, ready to answer; killed at the end.
+
+    Args:
+        folder: of the region.
+        url: where it will answer.
+
+    Raises:
+        FederationError: it ends, or is not ready in time.
+    """
+    program = [sys.executable, "-m", "fedshelf", "region", "serve", str(folder)]
+    log = folder / "serve.log"
+    with log.open("wb") as lines:
+        process = subprocess.Popen(program, stdout=lines, stderr=lines)
+    try:
+        until = time.monotonic() + _START_S
+        while not _ready(url):
+            if process.poll() is not None or time.monotonic() > until:
+                raise FederationError(f"{log}: the service did not start; look there for why")
+            time.sleep(0.2)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+async def closed_loop(url: str, texts: Iterator[str], *, callers: int, seconds: float) -> Outcome:
+    """So many callers, each of which asks again as soon as it is answered.
+
+    Args:
+        url: of the service.
+        texts: what to ask.
+        callers: at once.
+        seconds: then no more is asked.
+    """
+    outcome = Outcome()
+    async with httpcore.AsyncConnectionPool(max_connections=callers) as pool:
+        start = time.perf_counter()
+
+        async def caller() -> None:
+            while time.perf_counter() - start < seconds:
+                await _ask(pool, url, next(texts), time.perf_counter(), outcome)
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        outcome.wall_s = time.perf_counter() - start
+    return outcome
+
+
+async def open_loop(url: str, texts: Iterator[str], *, rate: float, seconds: float) -> Outcome:
+    """Requests at a steady rate, whatever becomes of the former ones.
+
+    Args:
+        url: of the service.
+        texts: what to ask.
+        rate: requests a second.
+        seconds: then no more is asked.
+    """
+    outcome, asked = Outcome(), []
+    async with httpcore.AsyncConnectionPool(max_connections=None) as pool:
+        start = time.perf_counter()
+        for number in range(round(rate * seconds)):
+            due = start + number / rate
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            asked.append(asyncio.create_task(_ask(pool, url, next(texts), due, outcome)))
+        await asyncio.gather(*asked)
+        outcome.wall_s = time.perf_counter() - start
+    return outcome
+
+
+async def _ask(
+    pool: httpcore.AsyncConnectionPool, url: str, text: str, due: float, outcome: Outcome
+) -> None:
+    body = json.dumps({"query": text}).encode()
+    try:
+        response = await pool.request(
+            "POST", f"{url}/v1/search", headers=_HEADERS, content=body, extensions=_TIMEOUT
+        )
+        status = response.status
+    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
+        status = 0
+    outcome.answers.append((status, time.perf_counter() - due))
+
+
+def _put_down(report: Report, name: str, outcome: Outcome) -> None:
+    statuses = outcome.statuses
+    report.add(SECTION, f"{name}, asked", len(outcome.answers) / outcome.wall_s, "1/s")
+    report.add(SECTION, f"{name}, answered (200)", statuses[200] / outcome.wall_s, "1/s")
+    report.add(SECTION, f"{name}, refused (429)", statuses[429] / outcome.wall_s, "1/s")
+    report.add(SECTION, f"{name}, anything else", outcome.unexpected, "requests", target=0)
+    for quantile in (0.5, 0.99):
+        label = f"{name}, answered, p{100 * quantile:.0f}"
+        report.add(SECTION, label, outcome.quantile_ms(quantile), "ms")
+    if statuses[429]:
+        refused = outcome.quantile_ms(0.99, status=429)
+        report.add(SECTION, f"{name}, refused, p99", refused, "ms")
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpcore.request("GET", f"{url}/readyz", headers=_HEADERS).status == 200
+    except (httpcore.NetworkError, httpcore.ProtocolError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
