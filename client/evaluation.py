@@ -5,7 +5,6 @@ what was shown, so they order only that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +28,8 @@ from shared.wire import Difference
 
 K = 10
 
-# Product vectors (N, D) and query vectors (Q, D) -> scores of what each query was shown.
-Mix = Callable[[NDArray[np.float32], NDArray[np.float32]], Sequence[NDArray[np.floating[Any]]]]
+# Product vectors (N, D) and query vectors (Q, D) -> gains of what each query showed, in order.
+Mix = Callable[[NDArray[np.float32], NDArray[np.float32]], Sequence[NDArray[np.float64]]]
 
 
 def rank(
@@ -115,8 +114,7 @@ def compare(
         encoder.load_adapter(adapter)
         if mix is None:
             return _ordered(encoder, products, queries, held_out)
-        vectors = encoder.product_matrix(products)
-        return in_order(mix(vectors, encoder.query_matrix(queries)), held_out)
+        return list(mix(encoder.product_matrix(products), encoder.query_matrix(queries)))
 
     mine = gains(candidate)
     found, ideal = gain_found(mine, k=K), ideal_gain(mine, k=K)
@@ -127,19 +125,6 @@ def compare(
     return {f"ndcg@{K}": ndcg_of_gains(mine, k=K)}, differences
 
 
-def in_order(
-    scores: Sequence[NDArray[np.floating[Any]]], held_out: ValidationSet
-) -> list[NDArray[np.float64]]:
-    """The gains of what each query was shown, by falling score; equal ones by row.
-
-    Args:
-        scores: of the rows shown for each query, (R,) each.
-        held_out: the queries, rows and gains.
-    """
-    columns = zip(scores, held_out.rows, held_out.gains, strict=True)
-    return [gains[np.lexsort((rows, -score))] for score, rows, gains in columns]
-
-
 def _ordered(
     encoder: Encoder, products: ProductPrefixes, queries: TextPrefixes, held_out: ValidationSet
 ) -> list[NDArray[np.float64]]:
@@ -147,8 +132,11 @@ def _ordered(
     shown = np.unique(np.concatenate(held_out.rows))
     vectors = encoder.product_matrix(products, shown)
     scores = encoder.query_matrix(queries) @ vectors.T  # (Q, S)
-    columns = zip(scores, held_out.rows, strict=True)
-    return in_order([line[np.searchsorted(shown, rows)] for line, rows in columns], held_out)
+    ordered = []
+    for score, rows, gains in zip(scores, held_out.rows, held_out.gains, strict=True):
+        order = np.lexsort((rows, -score[np.searchsorted(shown, rows)]))
+        ordered.append(gains[order])
+    return ordered
 
 
 def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.retrieval.hybrid import Tuned, combine, tune_dense_weight
+from shared.retrieval.hybrid import Tuned, gains_in_order, tune_dense_weight
 from shared.retrieval.lexical import LexicalIndex
 from shared.retrieval.shelf import DEPTH
 
@@ -94,12 +94,21 @@ def tune(
     )
 
 
-def mixed(
-    dense: ShownScores, lexical: ShownScores, *, dense_weight: float
+def mixed_gains(
+    dense: ShownScores,
+    lexical: ShownScores,
+    rows: Sequence[NDArray[np.int64]],
+    gains: Sequence[NDArray[np.float64]],
+    *,
+    dense_weight: float,
 ) -> list[NDArray[np.float64]]:
-    """Scores of the mix for the rows shown, (R,) for each query."""
-    columns = zip(dense.scores, lexical.scores, dense.best, lexical.best, strict=True)
-    return [
-        combine(d, x, dense_max=d_best, lexical_max=x_best, dense_weight=dense_weight)
-        for d, x, d_best, x_best in columns
-    ]
+    """The gains of what each query showed, (R,) each, in the order that shoppers would see."""
+    return gains_in_order(
+        rows,
+        gains,
+        dense=dense.scores,
+        lexical=lexical.scores,
+        dense_max=dense.best,
+        lexical_max=lexical.best,
+        dense_weight=dense_weight,
+    )

@@ -23,7 +23,7 @@ from client.evaluation import compare, evaluate
 from client.known_items import known_items_of
 from client.region import Region, open_region, read_clicks
 from client.training import OnStep, TrainingData, make_training_data, train
-from client.tuning import ShownScores, dense_scores, lexical_scores, mixed, tune
+from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
 from shared.adapter import Adapter, schema_hash, subtract
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
@@ -285,9 +285,10 @@ class Worker:
     def _gate_mix(
         self, vectors: NDArray[np.float32], queries: NDArray[np.float32]
     ) -> list[NDArray[np.float64]]:
-        """Scores of what gate queries were shown, as an index of these vectors would mix them."""
-        dense = dense_scores(queries, vectors, self.gate.rows)
-        return mixed(dense, self._gate_words, dense_weight=self.tune(vectors).dense_weight)
+        """The gains of what gate queries showed, in the order of an index of these vectors."""
+        rows, gains = self.gate.rows, self.gate.gains
+        dense, weight = dense_scores(queries, vectors, rows), self.tune(vectors).dense_weight
+        return mixed_gains(dense, self._gate_words, rows, gains, dense_weight=weight)
 
     @cached_property
     def lexical(self) -> LexicalIndex:

@@ -202,6 +202,34 @@ def tune_dense_weight(
     return Tuned(_choose(figures, _near_the_best(found, ideal)), figures, num_queries)
 
 
+def gains_in_order(
+    rows: Sequence[Rows],
+    gains: Sequence[NDArray[np.float64]],
+    *,
+    dense: Sequence[Scores],
+    lexical: Sequence[Scores],
+    dense_max: Scores,
+    lexical_max: Scores,
+    dense_weight: float,
+) -> list[NDArray[np.float64]]:
+    """The gains of what each query showed, in the order that serving would give at one weight.
+
+    Args:
+        rows: as for `tune_dense_weight`, like all that follow.
+        gains: of the rows.
+        dense: of the rows.
+        lexical: of the rows.
+        dense_max: of each query.
+        lexical_max: of each query.
+        dense_weight: from 0 to 1.
+
+    Returns:
+        The gains of each query, (R,) each, best place first.
+    """
+    shown = _flatten(rows, gains, dense, lexical, dense_max, lexical_max)
+    return _ordered_gains(shown, dense_weight)
+
+
 class _Shown(NamedTuple):
     """What all queries showed, one query behind the other; all of (sum of R,) but `ends`."""
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from client.clicks import ValidationSet
-from client.evaluation import compare, evaluate, in_order, mean_metrics, mean_over, rank
+from client.evaluation import compare, evaluate, mean_metrics, mean_over, rank
 from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
@@ -233,18 +233,17 @@ def test_without_held_out_clicks_there_is_nothing_to_compare(
 def test_a_mix_is_measured_in_its_own_order(
     encoder: Encoder, prefixes: Prefixes, trained: Adapter
 ) -> None:
-    """It is handed what the encoder says of the whole catalog; rows shown decide among equals."""
+    """It is handed what the encoder says of the whole catalog."""
     shown, references = held_out(*SHOWN), others(encoder, trained)
-    handed = []
+    handed, first = [], ([1.0, 0.25, 0.0, 0.5], [0.0, 2.0], [1.5, 0.75, 0.5])
 
     def words(vectors: Vectors, queries: Vectors) -> list[NDArray[np.float64]]:
         handed.append((vectors, queries))
-        return [np.array([3.0, 1.0, 2.0, 3.0]), np.array([0.0, 0.0]), np.array([0.0, 1.0, 2.0])]
+        return [np.array(gains) for gains in first]
 
     metrics, found = compare(
         encoder, *prefixes, shown, candidate=trained, references=references, mix=words
     )
-    first = [1.0, 0.25, 0.0, 0.5], [0.0, 2.0], [1.5, 0.75, 0.5]  # gains in that order
     discounts = [1 / math.log2(place + 2) for place in range(4)]
     gained = sum(g * d for gains in first for g, d in zip(gains, discounts, strict=False))
     ideal = [sorted(gains, reverse=True) for gains in first]
@@ -263,9 +262,9 @@ def test_a_mix_of_nothing_but_cosines_is_the_encoder_alone(
 ) -> None:
     shown, references = held_out(*SHOWN), others(encoder, trained)
 
-    def cosines(vectors: Vectors, queries: Vectors) -> list[Vectors]:
-        columns = zip(queries @ vectors.T, shown.rows, strict=True)
-        return [line[rows] for line, rows in columns]
+    def cosines(vectors: Vectors, queries: Vectors) -> list[NDArray[np.float64]]:
+        columns = zip(queries @ vectors.T, shown.rows, shown.gains, strict=True)
+        return [gains[np.lexsort((rows, -line[rows]))] for line, rows, gains in columns]
 
     mix = [
         compare(encoder, *prefixes, shown, candidate=trained, references=references, mix=one)
@@ -273,13 +272,6 @@ def test_a_mix_of_nothing_but_cosines_is_the_encoder_alone(
     ]
     assert mix[0] == mix[1]
     assert any(abs(one.mean) > 0.01 for one in mix[0][1].values())
-
-
-def test_equal_scores_are_in_row_order() -> None:
-    shown = held_out({1: 0.5, 2: 0.75, 3: 1.5}, {0: 1.0, 2: 2.0}, {3: 4.0})
-    scores = [np.array([1.0, 2.0, 1.0]), np.array([0.0, 0.0]), np.array([-1.0])]
-    ordered = [gains.tolist() for gains in in_order(scores, shown)]
-    assert ordered == [[0.75, 0.5, 1.5], [1.0, 2.0], [4.0]]
 
 
 def test_every_region_counts_the_same() -> None:

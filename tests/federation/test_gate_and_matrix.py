@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Message
@@ -13,7 +14,6 @@ from small_federation import InProcessControl, run_server_app, silent
 from small_world import federation, run_config
 
 from client.app import app as client_app
-from client.evaluation import evaluate
 from client.worker import Worker, forget_workers, get_worker
 from server import conduct
 from server.gate import from_json
@@ -23,7 +23,10 @@ from server.training import release_numbers
 from shared import wire
 from shared.adapter import Adapter, add, load_adapter, save_adapter
 from shared.errors import ConfigError, FederationError
+from shared.metrics import ndcg_of_gains
 from shared.release import read_current, read_release
+from shared.retrieval.hybrid import fuse
+from shared.retrieval.shelf import DEPTH
 from shared.schema import SharingConfig, load_region_config, render_region_toml
 from simulations.engine import LocalGrid
 
@@ -72,10 +75,19 @@ def agree(run: Path, region: str, **sharing: bool) -> None:
 
 
 def measured(worker: Worker, adapter: Adapter) -> float:
-    """nDCG@10 of an adapter on a region's gate clicks, without `compare`."""
+    """Pooled nDCG@10 on a region's gate clicks, query by query as shoppers would see it."""
     worker.encoder.load_adapter(adapter)
-    queries = worker.query_prefixes(worker.gate.queries)
-    return evaluate(worker.encoder, worker.products, queries, worker.gate)["ndcg@10"]
+    vectors = worker.encoder.product_matrix(worker.products)
+    weight, gate = worker.tune(vectors).dense_weight, worker.gate
+    queries = worker.encoder.query_matrix(worker.query_prefixes(gate.queries))
+    ordered = []
+    for text, query, rows, gains in zip(gate.queries, queries, gate.rows, gate.gains, strict=True):
+        cosines = vectors @ query
+        order = np.lexsort((np.arange(len(cosines)), -cosines))
+        words = worker.lexical.search(text, DEPTH)
+        fused = fuse((order, cosines[order]), words, dense_weight=weight).rows.tolist()
+        ordered.append(gains[np.argsort([fused.index(row) for row in rows.tolist()])])
+    return ndcg_of_gains(ordered, k=10)
 
 
 def moved(adapter: Adapter, seed: int) -> Adapter:
