@@ -22,12 +22,14 @@ class Letters:
     def __init__(self, digest: str = "a" * 64) -> None:
         self.digest = digest
         self.batches: list[int] = []
+        self.busy = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
 
     def encode_queries(
         self, texts: Sequence[str | None], images: Sequence[BinaryIO | None]
     ) -> NDArray[np.float32]:
+        self.busy.set()
         self.go_on.wait(10)
         self.batches.append(len(texts))
         for image in images:
@@ -84,6 +86,7 @@ def test_one_bad_photo_fails_alone(encoding: QueryEncoding) -> None:
     encoder.go_on.clear()
     with ThreadPoolExecutor(4) as pool:
         held = pool.submit(encoding.vector, edition(encoder), "aa")
+        assert encoder.busy.wait(10)
         bad = pool.submit(encoding.vector, edition(encoder), None, b"bad")
         good = pool.submit(encoding.vector, edition(encoder), "bb", b"good")
         while len(encoding._jobs) < 2:
