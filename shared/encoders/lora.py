@@ -86,8 +86,13 @@ def reset_lora(model: PeftModel, generator: torch.Generator) -> None:
 
 def lora_state(model: PeftModel) -> dict[str, Tensor]:
     """Copies of the factors by peft's own names, on the CPU, float32."""
-    state = get_peft_model_state_dict(model)
-    return {name: tensor.detach().cpu().float().clone() for name, tensor in state.items()}
+    return {n: tensor.detach().cpu().float().clone() for n, tensor in _state_of(model).items()}
+
+
+def _state_of(model: PeftModel) -> dict[str, Tensor]:
+    """By default peft looks for the base's config, on the disk and then on the hub, every time."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return state
 
 
 def load_lora_state(model: PeftModel, state: dict[str, Tensor]) -> None:
@@ -100,7 +105,7 @@ def load_lora_state(model: PeftModel, state: dict[str, Tensor]) -> None:
     Raises:
         WireError: a name is missing or unknown, or a shape differs.
     """
-    require_same_form(state, get_peft_model_state_dict(model))
+    require_same_form(state, _state_of(model))
     set_peft_model_state_dict(model, state)
 
 

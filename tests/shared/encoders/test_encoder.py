@@ -1,6 +1,7 @@
 """Adapters go in and out unchanged, digests tell them apart, kept and fresh vectors agree."""
 
 import dataclasses
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -34,6 +35,14 @@ def same(left: Adapter, right: Adapter) -> bool:
 def test_what_is_loaded_is_what_is_read(encoder: Encoder, trained: Adapter) -> None:
     encoder.load_adapter(trained)
     assert same(encoder.adapter(), trained)
+
+
+def test_an_adapter_is_read_without_the_disk_or_a_hub(tiny_base: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(tiny_base, copy)
+    resident = load_encoder(copy, device="cpu")
+    shutil.rmtree(copy)
+    resident.load_adapter(resident.adapter())  # peft would warn, which is an error here
 
 
 def test_an_adapter_is_a_copy_in_name_order(encoder: Encoder) -> None:
