@@ -22,7 +22,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow and not e2e"
+	$(BIN)/pytest -q -m "not slow and not e2e" -n auto --maxprocesses 8 --dist loadfile
 
 # As root it tests more: other users, namespaces, full disks. Needs nginx and chromium.
 test-e2e: $(VENV)/installed

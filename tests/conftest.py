@@ -21,6 +21,13 @@ from shared.encoders.presets import PRESETS, PublicSlice, make_base
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    """What is under test may set the number of threads; the next test starts from one again."""
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
