@@ -38,6 +38,11 @@ Ranker = Literal["hybrid", "dense", "lexical"]
 Stage = Callable[[str], AbstractContextManager[None]]  # told what is being worked on
 
 
+def _nobody(name: str) -> AbstractContextManager[None]:
+    """A `Stage` of which nobody is told."""
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Ask:
     """One search.
@@ -113,7 +118,7 @@ class Shelf:
     suggester: Suggester | None = None
     num_changes: int = 0
 
-    def find(self, ask: Ask, *, stage: Stage = lambda name: nullcontext()) -> Found:
+    def find(self, ask: Ask, *, stage: Stage = _nobody) -> Found:
         """Search.
 
         Args:
@@ -146,7 +151,7 @@ class Shelf:
         ask = replace(ask, filters=_without_all(ask.filters, found.relaxed))
         facets = self.products.facets(found.candidates, ask.filters)
         for name in active(ask.filters):
-            wider = self._find(replace(ask, filters=without(ask.filters, name)), nullstage)
+            wider = self._find(replace(ask, filters=without(ask.filters, name)), _nobody)
             again = self.products.facets(wider.candidates, ask.filters, names=[name])
             facets = [next((one for one in again if one.name == f.name), f) for f in facets]
             facets += [one for one in again if one.name not in {f.name for f in facets}]
@@ -237,19 +242,21 @@ class Shelf:
     ) -> Found:
         fused = self._fused(ask, dense, lexical)
         first = self._first(ask, eligible)
-        rows, scores = _put_first(first, fused.rows, fused.scores)
+        found = self._grouped(*_put_first(first, fused.rows, fused.scores), ask.sort)
+        pinned = frozenset(first if ask.sort == "relevance" else ())
+        return replace(found, pinned=pinned, evidence=fused)
+
+    def _grouped(self, rows: Rows, scores: Scores, sort: Sort) -> Found:
+        """The first of each group of variants stands for it; then they are sorted."""
         kept, variants = self.products.first_of_groups(rows)
         score_of = dict(zip(rows.tolist(), scores.tolist(), strict=True))
         variants_of = dict(zip(kept.tolist(), variants, strict=True))
-        if ask.sort != "relevance":
-            kept, first = self.products.sort_rows(kept, ask.sort), []
+        kept = self.products.sort_rows(kept, sort)
         return Found(
             rows=kept,
             scores=np.array([score_of[row] for row in kept.tolist()], np.float32),
             variants=tuple(tuple(map(int, variants_of[row])) for row in kept.tolist()),
             candidates=rows,
-            pinned=frozenset(first),
-            evidence=fused,
         )
 
     def _fused(self, ask: Ask, dense: tuple[Rows, Scores], lexical: tuple[Rows, Scores]) -> Fused:
@@ -278,15 +285,7 @@ class Shelf:
         eligible = self.products.eligible(ask.filters)
         eligible[hidden] = False
         rows = self.products.popular(eligible, MAX_POPULAR)
-        kept, variants = self.products.first_of_groups(rows)
-        variants_of = dict(zip(kept.tolist(), variants, strict=True))
-        kept = self.products.sort_rows(kept, ask.sort)
-        return Found(
-            rows=kept,
-            scores=np.zeros(len(kept), np.float32),
-            variants=tuple(tuple(map(int, variants_of[row])) for row in kept.tolist()),
-            candidates=rows,
-        )
+        return self._grouped(rows, np.zeros(len(rows), np.float32), ask.sort)
 
     def _in_the_way(self, ask: Ask) -> tuple[str, ...]:
         """The fewest filters to drop so that something is found; none where nothing ever is."""
@@ -328,11 +327,6 @@ class Shelf:
     def _rows(self, ids: frozenset[str]) -> Rows:
         rows = [self.products.row_of(one) for one in ids]
         return np.array(sorted(row for row in rows if row is not None), np.int64)
-
-
-def nullstage(name: str) -> AbstractContextManager[None]:
-    """A `Stage` that nobody is told of."""
-    return nullcontext()
 
 
 _NOTHING = (np.empty(0, np.int64), np.empty(0, np.float32))
