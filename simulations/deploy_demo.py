@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=4, help="of the first training")
     parser.add_argument("--without-workers", action="store_true", help="to compare round times")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and end what was started
     try:
         with ExitStack() as stack:
             demo = _Demo(given.out.resolve(), stack, rounds=given.rounds)
@@ -268,7 +269,10 @@ def _output(*parts: object) -> str:
 def _running(
     command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that is asked to end as Ctrl-C would, and must."""
+    """A process that is asked to end as systemd would, and must.
+
+    Not as Ctrl-C would: a shell's background jobs, and all they start, ignore that.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment
@@ -276,7 +280,7 @@ def _running(
         try:
             yield process
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait(timeout=60)
 
 
