@@ -61,6 +61,7 @@ def open_shelf(region: Region, opened: OpenIndex, encode: Encode, *, scratch: Pa
         vectors=opened.vectors() if region.config.device == "cpu" else opened.vectors().on_gpu(),
         lexical=LexicalIndex.open(opened.folder / LEXICAL, scratch=scratch),
         dense_weight=manifest.dense_weight,
+        dense_floor=manifest.dense_floor,
         rules=region_rules(region),
         suggester=_suggester(region),
     )

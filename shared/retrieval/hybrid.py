@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.metrics import difference_of_gains, gain_found, ideal_gain
+from shared.retrieval.relevance import NO_FLOOR, dense_floor_of
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.floating[Any]]
@@ -59,6 +60,10 @@ class Fused(NamedTuple):
     dense: NDArray[np.float32]
     lexical: NDArray[np.float32]
 
+    def where(self, kept: NDArray[np.bool_]) -> "Fused":
+        """The rows that a mask (C,) keeps, in the same order."""
+        return Fused(self.rows[kept], self.scores[kept], self.dense[kept], self.lexical[kept])
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -68,11 +73,13 @@ class Tuned:
         dense_weight: one of `WEIGHTS`, or `DEFAULT_DENSE_WEIGHT` where clicks are too few.
         figures: pooled nDCG@10 at each weight; 0 is BM25 alone, 1 is the encoder alone.
         num_queries: with something clicked, on which the figures stand.
+        dense_floor: a query whose best cosine is less is about nothing in this catalog.
     """
 
     dense_weight: float
     figures: dict[float, float]
     num_queries: int
+    dense_floor: float = NO_FLOOR
 
 
 def fuse(
@@ -188,9 +195,11 @@ def tune_dense_weight(
 
     Returns:
         The weight with its figures. Fewer than `MIN_QUERIES` queries with a gain leave
-        `DEFAULT_DENSE_WEIGHT`, whatever the figures; no query at all leaves no figures.
+        `DEFAULT_DENSE_WEIGHT` and no floor, whatever the figures; no query at all leaves no
+        figures.
     """
-    num_queries = sum(bool(part.any()) for part in gains)
+    clicked = np.array([bool(part.any()) for part in gains], np.bool_)  # (Q,)
+    num_queries = int(clicked.sum())
     if not num_queries:
         return Tuned(DEFAULT_DENSE_WEIGHT, {}, 0)
     shown = _flatten(rows, gains, dense, lexical, dense_max, lexical_max)
@@ -199,7 +208,8 @@ def tune_dense_weight(
     figures = {weight: min(float(g.sum() / ideal.sum()), 1.0) for weight, g in found.items()}
     if num_queries < MIN_QUERIES:
         return Tuned(DEFAULT_DENSE_WEIGHT, figures, num_queries)
-    return Tuned(_choose(figures, _near_the_best(found, ideal)), figures, num_queries)
+    weight = _choose(figures, _near_the_best(found, ideal))
+    return Tuned(weight, figures, num_queries, dense_floor_of(dense_max[clicked]))
 
 
 def gains_in_order(

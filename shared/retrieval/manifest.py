@@ -50,12 +50,13 @@ class IndexManifest(Record):
         recall: what it finds of what an exact search finds.
         dense_weight: of the dense ranker in the mix of the two.
         dense_weights: what was measured at each weight on validation clicks; empty if nothing.
+        dense_floor: see `shared.retrieval.relevance`.
         files: sha256 of each file, by its path in the folder.
         created: when; no other field but the checksum depends on it.
         checksum: sha256 of this record with an empty checksum.
     """
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     release: int = Field(ge=0)
     encoder_digest: str = Field(pattern=_HEX)
     catalog_digest: str = Field(pattern=_HEX)
@@ -66,6 +67,7 @@ class IndexManifest(Record):
     recall: RecallReport
     dense_weight: float = Field(ge=0, le=1)
     dense_weights: dict[str, float]
+    dense_floor: float = Field(ge=-1, le=1)
     files: dict[str, str]
     created: datetime
     checksum: str = ""
@@ -159,7 +161,7 @@ def write_index_folder(
         The new folder, whole and on disk: `<release>-<catalog digest>`, with `-2` and so on after
         it where that name is taken.
     """
-    tuned = parts.tuned
+    tuned = parts.tuned or Tuned(DEFAULT_DENSE_WEIGHT, {}, 0)
     with locked(parent):
         final = _free_folder(parent, f"{release}-{catalog_digest[:12]}")
         with new_folder(final) as folder:
@@ -171,8 +173,9 @@ def write_index_folder(
                 dim=parts.index.d,
                 factory=parts.factory,
                 recall=parts.recall,
-                dense_weight=tuned.dense_weight if tuned else DEFAULT_DENSE_WEIGHT,
-                dense_weights={f"{w:g}": x for w, x in tuned.figures.items()} if tuned else {},
+                dense_weight=tuned.dense_weight,
+                dense_weights={f"{w:g}": x for w, x in tuned.figures.items()},
+                dense_floor=tuned.dense_floor,
                 files=_write_files(folder, parts),
                 created=datetime.now(UTC),
             )

@@ -5,7 +5,7 @@ deleted makes another shelf, which shares nearly everything with the former one,
 flight go on undisturbed. Service, command line and evaluation all search through `Shelf.find`.
 
     rules ─ synonyms ─► lexical candidates ─┐
-    query ─ vector ───► dense candidates ───┴► fused ─► pins, codes ─► variants ─► sorted
+    query ─ vector ───► dense candidates ───┴► fused ─► cut ─► pins, codes ─► variants ─► sorted
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,14 @@ from shared.retrieval.hybrid import Fused, fuse
 from shared.retrieval.index import inner_products
 from shared.retrieval.lexical import LexicalDocument, LexicalIndex
 from shared.retrieval.products import Facet, ProductTable
+from shared.retrieval.relevance import NO_FLOOR, Bar, bar_of
 from shared.retrieval.rules import Rules
 from shared.retrieval.suggest import Suggester
 from shared.retrieval.vectors import VectorIndex
 
 DEPTH: Final = 300  # candidates of each ranker
 MAX_POPULAR: Final = 1000
+MAX_MATCHING: Final = 10_000  # looked through to see which filter is in the way
 
 NO_FILTERS: Final = Filters()
 
@@ -76,6 +78,7 @@ class Found:
         candidates: every row that satisfied query and filters, variants too, by relevance.
         pinned: rows that a rule or an exact code put first.
         evidence: what the rankers said of the candidates; None where nobody was asked.
+        bar: what the candidates had to reach; None where nobody was asked.
         fallback: "" if this is what was asked for.
         relaxed: names of filters that were dropped because nothing satisfied them all.
     """
@@ -86,6 +89,7 @@ class Found:
     candidates: Rows
     pinned: frozenset[int] = frozenset()
     evidence: Fused | None = None
+    bar: Bar | None = None
     fallback: Literal["", "relaxed", "popular"] = ""
     relaxed: tuple[str, ...] = ()
 
@@ -102,6 +106,7 @@ class Shelf:
         vectors: of the products.
         lexical: their words.
         dense_weight: of the dense ranker in the mix, tuned on validation clicks.
+        dense_floor: a query whose best cosine is less is about nothing that is here.
         rules: of the region's search team.
         suggester: ways to go on typing, and spelling.
         num_changes: rows appended or deleted since the index was built.
@@ -114,6 +119,7 @@ class Shelf:
     vectors: VectorIndex
     lexical: LexicalIndex
     dense_weight: float
+    dense_floor: float = NO_FLOOR
     rules: Rules = field(default_factory=Rules.empty)
     suggester: Suggester | None = None
     num_changes: int = 0
@@ -130,9 +136,10 @@ class Shelf:
             nothing is found at all, it is what is popular, and says so.
         """
         found = self._find(ask, stage)
-        if not len(found.rows) and (dropped := self._in_the_way(ask)):
+        if not len(found.rows) and (dropped := self._in_the_way(ask, found.bar)):
             fewer = replace(ask, filters=_without_all(ask.filters, dropped))
-            found = replace(self._find(fewer, stage), fallback="relaxed", relaxed=dropped)
+            found = self._find(fewer, stage, found.bar)
+            found = replace(found, fallback="relaxed", relaxed=dropped)
         return found if len(found.rows) else self._instead(ask)
 
     def facets(self, ask: Ask, found: Found) -> list[Facet]:
@@ -151,8 +158,9 @@ class Shelf:
         ask = replace(ask, filters=_without_all(ask.filters, found.relaxed))
         facets = self.products.facets(found.candidates, ask.filters)
         for name in active(ask.filters):
-            wider = self._find(replace(ask, filters=without(ask.filters, name)), _nobody)
-            again = self.products.facets(wider.candidates, ask.filters, names=[name])
+            wider = replace(ask, filters=without(ask.filters, name))
+            wider_found = self._find(wider, _nobody, found.bar)
+            again = self.products.facets(wider_found.candidates, ask.filters, names=[name])
             facets = [next((one for one in again if one.name == f.name), f) for f in facets]
             facets += [one for one in again if one.name not in {f.name for f in facets}]
         return facets
@@ -191,15 +199,36 @@ class Shelf:
 
     # -- one search, without fallbacks ---------------------------------------------------------
 
-    def _find(self, ask: Ask, stage: Stage) -> Found:
-        hidden = self._rows(self.rules.blocked(ask.text) | set(ask.hidden))
+    def _find(self, ask: Ask, stage: Stage, bar: Bar | None = None) -> Found:
+        hidden = self._hidden(ask)
         if not ask.text.strip() and ask.vector is None:
             return self._popular(ask, hidden)
         eligible = self._eligible(ask.filters, hidden)
-        dense = self._dense(ask, eligible, stage)
-        lexical = self._lexical(ask, eligible, hidden, stage)
+        dense = self._dense(ask, eligible, DEPTH, stage)
+        lexical = self._lexical(ask, hidden, DEPTH, stage)
+        if bar is None:
+            bar = self._bar(ask, hidden, dense, lexical)
         with stage("fuse"):
-            return self._ordered(ask, eligible, dense, lexical)
+            return self._ordered(ask, eligible, dense, lexical, bar)
+
+    def _hidden(self, ask: Ask) -> Rows:
+        return self._rows(self.rules.blocked(ask.text) | set(ask.hidden))
+
+    def _bar(
+        self, ask: Ask, hidden: Rows, dense: tuple[Rows, Scores], lexical: tuple[Rows, Scores]
+    ) -> Bar:
+        """What an answer must reach: by the best there is, whether or not it passes the filters."""
+        if active(ask.filters):
+            ask = replace(ask, filters=NO_FILTERS)
+            dense = self._dense(ask, self._eligible(NO_FILTERS, hidden), 1)
+            lexical = self._lexical(ask, hidden, 1)
+        bar = bar_of(
+            float(dense[1].max(initial=-1.0)),
+            float(lexical[1].max(initial=0.0)),
+            dense_floor=self.dense_floor if ask.text.strip() else NO_FLOOR,
+        )
+        meant = _by_meaning(ask) and not self._codes(ask)
+        return bar if meant else bar._replace(dense=np.inf)
 
     def _eligible(self, filters: Filters, hidden: Rows) -> NDArray[np.bool_] | None:
         """Rows that may be shown, None for all of them."""
@@ -210,24 +239,24 @@ class Shelf:
         return eligible
 
     def _dense(
-        self, ask: Ask, eligible: NDArray[np.bool_] | None, stage: Stage
+        self, ask: Ask, eligible: NDArray[np.bool_] | None, depth: int, stage: Stage = _nobody
     ) -> tuple[Rows, Scores]:
-        if ask.vector is None or (ask.ranker == "lexical" and ask.text.strip()):
+        if ask.vector is None or not _by_meaning(ask):
             return _NOTHING
         with stage("dense"):
-            scores, rows = self.vectors.search(ask.vector[None], DEPTH, eligible=eligible)
+            scores, rows = self.vectors.search(ask.vector[None], depth, eligible=eligible)
         there = rows[0] >= 0
         return rows[0][there], scores[0][there]
 
     def _lexical(
-        self, ask: Ask, eligible: NDArray[np.bool_] | None, hidden: Rows, stage: Stage
+        self, ask: Ask, hidden: Rows, depth: int, stage: Stage = _nobody
     ) -> tuple[Rows, Scores]:
         if not ask.text.strip() or (ask.ranker == "dense" and ask.vector is not None):
             return _NOTHING
         with stage("lexical"):
             return self.lexical.search(
                 ask.text,
-                DEPTH,
+                depth,
                 filters=ask.filters,
                 synonyms=self.rules.synonyms_for(ask.text),
                 excluded_rows=hidden.tolist(),
@@ -239,12 +268,14 @@ class Shelf:
         eligible: NDArray[np.bool_] | None,
         dense: tuple[Rows, Scores],
         lexical: tuple[Rows, Scores],
+        bar: Bar,
     ) -> Found:
         fused = self._fused(ask, dense, lexical)
+        fused = fused.where(bar.reached(fused.dense, fused.lexical))
         first = self._first(ask, eligible)
         found = self._grouped(*_put_first(first, fused.rows, fused.scores), ask.sort)
         pinned = frozenset(first if ask.sort == "relevance" else ())
-        return replace(found, pinned=pinned, evidence=fused)
+        return replace(found, pinned=pinned, evidence=fused, bar=bar)
 
     def _grouped(self, rows: Rows, scores: Scores, sort: Sort) -> Found:
         """The first of each group of variants stands for it; then they are sorted."""
@@ -275,9 +306,13 @@ class Shelf:
         if ask.ranker != "hybrid" or not ask.text.strip():
             return []
         pins = [self.products.row_of(one) for one in self.rules.pinned(ask.text)]
-        rows = [*(row for row in pins if row is not None), *self.products.find_code(ask.text)]
+        rows = [*(row for row in pins if row is not None), *self._codes(ask)]
         allowed = [row for row in rows if eligible is None or eligible[row]]
         return list(dict.fromkeys(allowed))
+
+    def _codes(self, ask: Ask) -> list[int]:
+        """Rows that the text names by an exact code; then nothing is found by likeness to it."""
+        return self.products.find_code(ask.text) if ask.ranker == "hybrid" else []
 
     # -- without words, or without luck -----------------------------------------------------------
 
@@ -287,10 +322,10 @@ class Shelf:
         rows = self.products.popular(eligible, MAX_POPULAR)
         return self._grouped(rows, np.zeros(len(rows), np.float32), ask.sort)
 
-    def _in_the_way(self, ask: Ask) -> tuple[str, ...]:
+    def _in_the_way(self, ask: Ask, bar: Bar | None) -> tuple[str, ...]:
         """The fewest filters to drop so that something is found; none where nothing ever is."""
         names = active(ask.filters)
-        rows = self._matching(ask) if names else _NOTHING[0]
+        rows = self._matching(ask, bar) if names else _NOTHING[0]
         if not len(rows):
             return ()
         order = sorted(names, key=lambda name: (_DROPPED.index(name.partition(".")[0]), name))
@@ -304,29 +339,32 @@ class Shelf:
                 dropped.add(name)
         return tuple(name for name in names if name in dropped)
 
-    def _matching(self, ask: Ask) -> Rows:
+    def _matching(self, ask: Ask, bar: Bar | None) -> Rows:
         """Rows that the query finds if nothing is filtered; not only the best of them."""
-        hidden = self._rows(self.rules.blocked(ask.text) | set(ask.hidden))
+        ask, hidden = replace(ask, filters=NO_FILTERS), self._hidden(ask)
         shown = self.products.eligible(NO_FILTERS)
         shown[hidden] = False
-        if not ask.text.strip() or (ask.vector is not None and ask.ranker != "lexical"):
+        if bar is None:  # nothing was asked for in particular
             return np.flatnonzero(shown)
-        words, _ = self.lexical.search(
-            ask.text,
-            self.products.num_rows,
-            synonyms=self.rules.synonyms_for(ask.text),
-            excluded_rows=hidden.tolist(),
-        )
-        return np.union1d(words, np.array(self._first(ask, shown), np.int64))
+        depth = min(self.products.num_rows, MAX_MATCHING)
+        meant, cosines = self._dense(ask, shown, depth)
+        said, bm25 = self._lexical(ask, hidden, depth)
+        meant = meant[bar.reached(cosines, np.zeros_like(cosines))]
+        said = said[bar.reached(np.full_like(bm25, -1.0), bm25)]
+        return np.unique(np.concatenate([meant, said, self._first(ask, shown)])).astype(np.int64)
 
     def _instead(self, ask: Ask) -> Found:
-        hidden = self._rows(self.rules.blocked(ask.text) | set(ask.hidden))
-        popular = self._popular(Ask(sort=ask.sort), hidden)
+        popular = self._popular(Ask(sort=ask.sort), self._hidden(ask))
         return replace(popular, fallback="popular", relaxed=tuple(active(ask.filters)))
 
     def _rows(self, ids: frozenset[str]) -> Rows:
         rows = [self.products.row_of(one) for one in ids]
         return np.array(sorted(row for row in rows if row is not None), np.int64)
+
+
+def _by_meaning(ask: Ask) -> bool:
+    """Whether products are looked for by their vectors."""
+    return ask.vector is not None and not (ask.ranker == "lexical" and ask.text.strip())
 
 
 _NOTHING = (np.empty(0, np.int64), np.empty(0, np.float32))

@@ -1,4 +1,7 @@
-"""A shelf of a few products whose vectors depend on their title and on nothing else."""
+"""A shelf of a few products whose vectors depend on their title and on nothing else.
+
+All of them are near each other, so that everything answers every query, in some order.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -36,8 +39,8 @@ class TitleEncoder:
 
 
 def vector_of(text: str) -> NDArray[np.float32]:
-    """A unit vector that depends on the text and on nothing else, (D,)."""
-    numbers = np.frombuffer(hashlib.sha256(text.encode()).digest()[:DIM], np.uint8) - 127.5
+    """A unit vector that depends on the text and on nothing else, (D,); near all others."""
+    numbers = np.frombuffer(hashlib.sha256(text.encode()).digest()[:DIM], np.uint8) + 128.0
     return (numbers / np.linalg.norm(numbers)).astype(np.float32)
 
 

@@ -112,6 +112,7 @@ def test_clicks_that_only_one_ranker_explains_are_given_to_it() -> None:
     assert by_dense.figures[0.0] < by_dense.figures[1.0]
     assert by_words.figures[0.0] > by_words.figures[1.0]
     assert by_words.num_queries == NUM_QUERIES
+    assert by_words.dense_floor == pytest.approx(np.quantile(dense.best, 0.01))
 
 
 @pytest.mark.parametrize("seed", range(5))

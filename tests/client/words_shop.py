@@ -44,7 +44,10 @@ DIM = 256
 
 
 class WordEncoder(HashEncoder):
-    """Sums of a random vector a word, other ones in every release; 0 is the base."""
+    """Sums of a random vector a word, other ones in every release; 0 is the base.
+
+    All texts have much in common, so that everything answers every query, in some order.
+    """
 
     def __init__(self, release: int = 0) -> None:
         super().__init__(None)
@@ -65,7 +68,7 @@ class WordEncoder(HashEncoder):
     encode_products = encode_queries  # type: ignore[assignment]
 
     def _of_words(self, words: Sequence[str]) -> NDArray[np.float64]:
-        seeds = [[*self._release, 0, *word.encode()] for word in words or [""]]
+        seeds = [[*self._release, 0, *word.encode()] for word in [*words, *(5 * [""])]]
         vector = sum(np.random.default_rng(seed).standard_normal(DIM) for seed in seeds)
         return np.asarray(vector) / float(np.linalg.norm(vector))
 

@@ -23,6 +23,7 @@ from shared.retrieval.manifest import (
     write_index_folder,
     write_pointer,
 )
+from shared.retrieval.relevance import NO_FLOOR
 from shared.retrieval.vectors import VectorIndex, build_planned, measure_recall
 
 ENCODER, OTHER, CATALOG = "e" * 64, "f" * 64, "c" * 64
@@ -102,11 +103,12 @@ def test_whole_vectors_lie_beside_an_index_of_codes(tmp_path: Path, folder: Path
 
 
 def test_the_weight_of_the_mix_is_kept_with_what_it_was_chosen_by(tmp_path: Path) -> None:
-    tuned = Tuned(0.35, {0.0: 0.25, 0.35: 0.5, 1.0: 1 / 3}, num_queries=40)
+    tuned = Tuned(0.35, {0.0: 0.25, 0.35: 0.5, 1.0: 1 / 3}, num_queries=40, dense_floor=0.3)
     manifests = [open_index_folder(write(tmp_path, tuned=one)).manifest for one in (tuned, None)]
     assert manifests[0].dense_weight == 0.35
     assert manifests[0].dense_weights == {"0": 0.25, "0.35": 0.5, "1": 1 / 3}
     assert (manifests[1].dense_weight, manifests[1].dense_weights) == (DEFAULT_DENSE_WEIGHT, {})
+    assert [manifest.dense_floor for manifest in manifests] == [0.3, NO_FLOOR]
 
 
 def test_every_file_of_a_folder_is_in_its_manifest(folder: Path) -> None:
@@ -203,7 +205,7 @@ def test_digests_of_other_products_are_refused(folder: Path, rows: int) -> None:
 
 def test_an_index_of_an_older_form_is_refused(folder: Path) -> None:
     path = folder / "INDEX.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 2'))
     with pytest.raises(RetrievalError, match=r"INDEX\.json: .*; build the index again"):
         open_index_folder(folder)
 

@@ -23,6 +23,7 @@ from shared.retrieval.filters import Filters, Range, Sort, active, without
 from shared.retrieval.index import build_index
 from shared.retrieval.lexical import LexicalIndex, documents_of
 from shared.retrieval.products import ProductTable
+from shared.retrieval.relevance import DENSE_SHARE, LEXICAL_SHARE, Bar
 from shared.retrieval.rules import Rules, read_rules
 from shared.retrieval.shelf import Ask, Found, Ranker, Shelf
 from shared.retrieval.vectors import VectorIndex
@@ -184,12 +185,25 @@ class SlowShelf:
         bm25 = self.bm25(shelf, ask, eligible)
         dense_only = set(eligible) if self.asks_dense(ask) else set()
         ranked = self.fused(ask, sorted(dense_only | bm25.keys()), bm25)
+        ranked = [one for one in ranked if self.answers(shelf, ask, one[0])]
         first = self.first(ask, eligible)
         best = max((score for _, score in ranked), default=0.0)
         ranked = [(row, best) for row in first] + [one for one in ranked if one[0] not in first]
         found = self.grouped(ranked, ask.sort)
         found.pinned = set(first) if ask.sort == "relevance" else set()
         return found
+
+    def answers(self, shelf: Shelf, ask: Ask, row: int) -> bool:
+        """Whether a row is near enough to the query, measured by the best that may be shown."""
+        shown = self.shown(ask)
+        bm25 = self.bm25(shelf, ask, shown)
+        if row in bm25 and bm25[row] >= LEXICAL_SHARE * max(bm25.values()):
+            return True
+        if not self.asks_dense(ask) or self.codes(ask):
+            return False
+        floor = shelf.dense_floor if ask.text.strip() else -1.0
+        least = max(floor, DENSE_SHARE * max(self.cosine(ask, one) for one in shown))
+        return self.cosine(ask, row) >= least
 
     def shown(self, ask: Ask) -> list[int]:
         hidden = {*ask.hidden, *self.rules.blocked(ask.text)}
@@ -238,15 +252,24 @@ class SlowShelf:
     def first(self, ask: Ask, eligible: Sequence[int]) -> list[int]:
         if ask.ranker != "hybrid" or not ask.text.strip():
             return []
+        pins = self.rules.pinned(" ".join(ask.text.split()))
+        found = [row for pin in pins for row in eligible if self.items[row]["product_id"] == pin]
+        codes = [row for row in self.codes(ask) if row in eligible]
+        return list(dict.fromkeys([*found, *codes]))
+
+    def codes(self, ask: Ask) -> list[int]:
+        """Rows alive that the text names by a code, blocked or not."""
         typed = " ".join(ask.text.split())
+        if ask.ranker != "hybrid" or not typed:
+            return []
         spellings = [
-            *[lambda item, one=one: item["product_id"] == one for one in self.rules.pinned(typed)],
             lambda item: item["product_id"] == ask.text.strip(),
             lambda item: item["product_id"] == typed.lower(),
             lambda item: item["product_id"].lower() == typed.lower(),
             lambda item: ("SKU", typed.lower()) in {(k, v.lower()) for k, v in pairs_of(item)},
         ]
-        found = [row for fits in spellings for row in eligible if fits(self.items[row])]
+        alive = [row for row in range(len(self.items)) if self.alive[row]]
+        found = [row for fits in spellings for row in alive if fits(self.items[row])]
         return list(dict.fromkeys(found))
 
     def popular(self, rows: Sequence[int], sort: Sort) -> Expected:
@@ -522,6 +545,64 @@ SHOP = [
 ]
 
 
+@pytest.fixture
+def _all_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the order of candidates alone: none is too far from the query."""
+    monkeypatch.setattr(shared.retrieval.shelf, "bar_of", lambda *_, dense_floor: Bar(-2.0, 0.0))
+
+
+def near_and_far() -> Shelf:
+    """Cosines 1, 0.6, 0.4 and -1 with the query vector `EAST`; two have its word."""
+    products = [
+        product("near", "red boots", price=9.0, brand="Acme", category="shoes"),
+        product("other", "blue sandals", price=7.0, brand="Acme", category="shoes"),
+        product("far", "red car", price=5.0, brand="Bell", category="cars"),
+        product("away", "green tea", price=1.0, brand="Cook", attributes=[("SKU", "T-1")]),
+    ]
+    cosines = np.array([1.0, 0.6, 0.4, -1.0])
+    vectors = np.zeros((4, DIM), np.float32)
+    vectors[:, 0], vectors[:, 1] = cosines, np.sqrt(1 - cosines**2)
+    return shelf_of(products, vectors=VectorIndex.over(build_index(vectors)))
+
+
+EAST = np.eye(1, DIM, dtype=np.float32)[0]
+
+
+def test_what_is_far_from_a_query_is_no_answer_to_it() -> None:
+    shelf = near_and_far()
+    assert found_ids(shelf, Ask(vector=EAST)) == ["near", "other"]
+    assert found_ids(shelf, Ask(vector=EAST, sort="price_asc")) == ["other", "near"]
+    assert found_ids(shelf, Ask(text="boots", vector=EAST)) == ["near", "other"]
+    # One of two words is worth less than half of both, but more than 0.3 of it.
+    assert found_ids(shelf, Ask(text="red boots", vector=EAST)) == ["near", "far", "other"]
+    assert shelf.find(Ask(text="tea", vector=EAST)).candidates.tolist() == [0, 1, 3]
+
+
+def test_a_query_about_nothing_that_is_here_finds_what_has_its_words() -> None:
+    shelf = replace(near_and_far(), dense_floor=0.7)
+    weak = (0.65 * EAST + np.eye(DIM, dtype=np.float32)[2] * np.sqrt(1 - 0.65**2)).astype("f4")
+    assert found_ids(shelf, Ask(text="tea", vector=weak)) == ["away"]
+    nothing = shelf.find(Ask(text="zzzzqq", vector=weak))
+    assert (nothing.fallback, len(nothing.rows)) == ("popular", 4)
+    assert found_ids(shelf, Ask(vector=weak)) == ["near", "other"]  # a photo has another scale
+
+
+def test_a_code_finds_its_product_and_nothing_that_is_like_it() -> None:
+    shelf = near_and_far()
+    assert found_ids(shelf, Ask(text="T-1", vector=EAST)) == ["away"]
+    assert found_ids(shelf, Ask(text="T-1", vector=EAST, ranker="dense")) == ["near", "other"]
+
+
+def test_a_filter_is_dropped_rather_than_filled_with_something_else() -> None:
+    shelf = near_and_far()
+    found = shelf.find(Ask(text="boots", vector=EAST, filters=Filters(brand=("Cook",))))
+    assert (found.relaxed, ids_of(shelf, found.rows)) == (("brand",), ["near", "other"])
+    one = Ask(text="boots", vector=EAST, filters=Filters(brand=("Acme",)))
+    brands = next(facet for facet in shelf.facets(one, shelf.find(one)) if facet.name == "brand")
+    assert [(value.value, value.count) for value in brands.values] == [("Acme", 2)]
+
+
+@pytest.mark.usefixtures("_all_answer")
 def test_each_ranker_alone_is_that_ranker() -> None:
     shelf = shelf_of(SHOP)
     for text in ("red", "blue hat", "red red boots"):
@@ -537,6 +618,7 @@ def test_each_ranker_alone_is_that_ranker() -> None:
             assert ends.find(hybrid(text)).rows.tolist()[: len(alone)] == alone
 
 
+@pytest.mark.usefixtures("_all_answer")
 def test_a_ranker_gives_so_many_candidates_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = shelf_of(SHOP)
     monkeypatch.setattr(shared.retrieval.shelf, "DEPTH", 2)
@@ -547,6 +629,7 @@ def test_a_ranker_gives_so_many_candidates_and_no_more(monkeypatch: pytest.Monke
         assert shelf.find(hybrid(text, ranker="dense")).candidates.tolist() == dense
 
 
+@pytest.mark.usefixtures("_all_answer")
 def test_what_only_words_found_has_the_same_cosine_to_the_last_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -633,6 +716,7 @@ def test_no_variant_is_lost_and_none_is_shown_twice() -> None:
     assert sorted(len(rows) for rows in cheap.variants) == [0, 1]  # 3 and 5; 4
 
 
+@pytest.mark.usefixtures("_all_answer")
 @pytest.mark.parametrize(
     ("sort", "expected"),
     [
@@ -668,6 +752,7 @@ def test_as_few_filters_as_possible_are_dropped() -> None:
     assert (found.relaxed, ids_of(shelf, found.rows)) == (("rating",), ["A3", "A2"])
 
 
+@pytest.mark.usefixtures("_all_answer")
 def test_relaxed_filters_that_were_kept_still_count_as_filters() -> None:
     shelf = shelf_of(SHOP)
     ask = hybrid("hat", filters=Filters(category=("hats",), brand=("nobody",)))

@@ -1,0 +1,35 @@
+"""A bar is reached by meaning or by words, and measured by the query's own best."""
+
+import numpy as np
+import pytest
+
+from shared.retrieval.relevance import NO_FLOOR, bar_of, dense_floor_of
+
+
+def reached(dense: list[float], lexical: list[float], *, floor: float = NO_FLOOR) -> list[bool]:
+    cosines, bm25 = np.array(dense, np.float32), np.array(lexical, np.float32)
+    bar = bar_of(float(cosines.max()), float(bm25.max()), dense_floor=floor)
+    return bar.reached(cosines, bm25).tolist()
+
+
+def test_one_of_the_two_is_enough() -> None:
+    assert reached([0.8, 0.4, 0.3, 0.3, 0.3], [0, 0, 10, 3, 2]) == [True, True, True, True, False]
+
+
+def test_a_row_that_shares_no_word_has_no_words_to_count() -> None:
+    assert reached([0.8, 0.1], [0, 0]) == [True, False]
+
+
+def test_where_the_best_is_negative_nothing_is_near() -> None:
+    assert reached([-0.1, -0.2], [0, 1]) == [False, True]
+
+
+def test_below_the_floor_only_words_count() -> None:
+    assert reached([0.3, 0.2], [0, 1], floor=0.31) == [False, True]
+    assert reached([0.3, 0.2], [0, 1], floor=0.3) == [True, True]
+
+
+def test_all_but_one_query_in_a_hundred_are_above_the_floor() -> None:
+    best = np.random.default_rng(0).uniform(0.2, 0.9, 1001)
+    assert (best < dense_floor_of(best)).sum() == 10
+    assert dense_floor_of(np.array([1.0 + 1e-7])) == pytest.approx(1.0, abs=0)
