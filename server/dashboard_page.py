@@ -31,20 +31,23 @@ STATES = {  # in the order in which the page lists them
     "revoked": "revoked",
 }
 _MAX_LABELLED = 10  # lines; more would cover each other's names
+_TEMPLATES = Path(__file__).parent / "templates"
 _UNITS = ((86400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
-def render_page(found: Mapping[str, Any]) -> str:
+def render_page(found: Mapping[str, Any], *, alone: bool = False) -> str:
     """The page as text.
 
     Args:
         found: from `snapshot` of `server.dashboard_facts`.
+        alone: as a file to keep, with its style in it; else it asks its server for style and news.
     """
     return (
         _environment()
         .get_template("dashboard.html.j2")
         .render(
             found=found,
+            style=(_TEMPLATES / "dashboard.css").read_text("utf-8") if alone else None,
             now=datetime.fromisoformat(found["made"]),
             refresh_s=REFRESH_S,
             state=_state_tile(found["state"]),
@@ -60,7 +63,7 @@ def render_page(found: Mapping[str, Any]) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = page_environment(Path(__file__).parent / "templates")
+    environment = page_environment(_TEMPLATES)
     filters = {
         "ago": _ago,
         "bytes": _bytes,

@@ -180,7 +180,8 @@ class _Demo:
         for folder in (self._hq, *sorted(self._regions.iterdir())):
             _fedshelf("audit", "verify", folder if folder == self._hq else folder / "state")
         page = self._out / "dashboard.html"
-        page.write_text(render_page(snapshot(open_headquarters(self._hq))), encoding="utf-8")
+        found = snapshot(open_headquarters(self._hq))
+        page.write_text(render_page(found, alone=True), encoding="utf-8")
         _say(f"the dashboard as it is now: {page}")
         _say(f'the living one: "fedshelf server dashboard --dir {self._hq}"')
 

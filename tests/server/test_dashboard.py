@@ -23,6 +23,7 @@ from busy_headquarters import (
 )
 from fastapi import FastAPI
 
+import server.dashboard_page
 from server.dashboard import _Latest, make_app, serve_dashboard
 from server.dashboard_facts import SHOWN_ENTRIES, snapshot
 from server.dashboard_page import REFRESH_S, Scale, render_page
@@ -352,6 +353,16 @@ def test_nothing_on_the_page_is_elsewhere_or_inline(busy: Headquarters) -> None:
     assert text.count("http") == 1 + text.count("http-equiv")
     for inline in (" style=", "<style", " onclick=", "javascript:"):
         assert inline not in text
+
+
+def test_a_page_to_keep_asks_nobody_for_anything(busy: Headquarters) -> None:
+    text = render_page(snapshot(busy), alone=True)
+    style = (
+        Path(server.dashboard_page.__file__).parent / "templates" / "dashboard.css"
+    ).read_text()
+    assert f"<style>{style}</style>" in text
+    rest = text.replace(style, "")
+    assert "<script" not in rest and "dashboard.css" not in rest and "http-equiv" not in rest
 
 
 @pytest.mark.parametrize("number", [1, 7, 8, 30])
