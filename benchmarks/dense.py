@@ -18,14 +18,10 @@ from benchmarks.corpus import Corpus, Matrix
 from benchmarks.report import DENSE_TARGET, Report
 from benchmarks.timing import Spread, Way, in_turns, per_second, quantile_ms, ratio
 from shared.retrieval.index import TIE_TOLERANCE
+from shared.retrieval.plan import build_planned
+from shared.retrieval.recall import RECALL_TARGET, SELECTIVITIES, measure_recall
 from shared.retrieval.shelf import DEPTH
-from shared.retrieval.vectors import (
-    RECALL_TARGET,
-    SELECTIVITIES,
-    VectorIndex,
-    build_planned,
-    measure_recall,
-)
+from shared.retrieval.vectors import VectorIndex
 
 SECTION: Final = "dense"
 _SWIG: Any = faiss  # its type hints lack some of its classes

@@ -12,7 +12,8 @@ import numpy as np
 from benchmarks.corpus import Corpus, more_vectors
 from benchmarks.dense import build, compare, recalls
 from benchmarks.report import Report
-from shared.retrieval.vectors import VectorIndex, plan_factory
+from shared.retrieval.plan import plan_factory
+from shared.retrieval.vectors import VectorIndex
 
 SECTION: Final = "million"
 MILLION: Final = 1_000_000

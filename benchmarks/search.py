@@ -28,7 +28,7 @@ from benchmarks.words import measure_words
 from shared.encoders.encoder import Encoder, load_encoder
 from shared.errors import ConfigError, FedshelfError
 from shared.retrieval.index import FACTORY
-from shared.retrieval.vectors import EXACT_LIMIT
+from shared.retrieval.plan import EXACT_LIMIT
 
 SECTIONS: Final = ("dense", "words", "whole", "load")
 GRAPH: Final = "HNSW32"

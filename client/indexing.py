@@ -44,7 +44,9 @@ from shared.retrieval.manifest import (
     write_index_folder,
     write_pointer,
 )
-from shared.retrieval.vectors import VectorIndex, build_planned, measure_recall, plan_factory
+from shared.retrieval.plan import build_planned, plan_factory
+from shared.retrieval.recall import measure_recall
+from shared.retrieval.vectors import VectorIndex
 from shared.schema import RegionConfig, load_region_config
 
 if TYPE_CHECKING:  # torch takes seconds to import, and pulling a release needs none of it

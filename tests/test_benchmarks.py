@@ -22,7 +22,8 @@ from benchmarks.report import Figure, Report, table
 from benchmarks.timing import Spread, in_turns, per_second, quantile_ms, ratio
 from shared.encoders.presets import PublicSlice, find_preset, make_base
 from shared.errors import FederationError
-from shared.retrieval.vectors import VectorIndex, build_planned
+from shared.retrieval.plan import build_planned
+from shared.retrieval.vectors import VectorIndex
 from shared.schema import CATALOG_COLUMNS
 
 DIM = 32

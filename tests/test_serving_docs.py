@@ -29,9 +29,11 @@ from client.shelves import MAX_LATE
 from shared.retrieval.filters import MAX_ATTRIBUTES, MAX_VALUES
 from shared.retrieval.hybrid import DEFAULT_DENSE_WEIGHT, MIN_QUERIES, WEIGHTS
 from shared.retrieval.lexical import MAX_TERMS
+from shared.retrieval.plan import EXACT_LIMIT, HNSW_LIMIT
+from shared.retrieval.recall import RECALL_TARGET
 from shared.retrieval.rules import check_rules_file
 from shared.retrieval.shelf import DEPTH
-from shared.retrieval.vectors import ELIGIBLE_LIMIT, EXACT_LIMIT, HNSW_LIMIT, RECALL_TARGET
+from shared.retrieval.vectors import ELIGIBLE_LIMIT
 from shared.schema import DataConfig, ServeConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "serving.md"

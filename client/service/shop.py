@@ -56,7 +56,7 @@ from client.service.overlay import Overlay, catalog_rows
 from client.service.paging import Answer, Answers, cursor_of
 from client.service.priority import Priority
 from shared.errors import RetrievalError
-from shared.retrieval.products import Facet
+from shared.retrieval.facets import Facet
 from shared.retrieval.shelf import Ask, Found, Shelf
 from shared.schema import ServeConfig
 

@@ -30,7 +30,8 @@ from shared.errors import RetrievalError
 from shared.retrieval.hybrid import DEFAULT_DENSE_WEIGHT, Tuned
 from shared.retrieval.index import METRIC
 from shared.retrieval.lexical import LexicalDocument, LexicalIndex
-from shared.retrieval.vectors import RecallReport, VectorIndex
+from shared.retrieval.recall import RecallReport
+from shared.retrieval.vectors import VectorIndex
 
 INDEX_FILES = ("digests.npy", "ids.npy", "index.faiss")
 LEXICAL, MATRIX = "lexical", "vectors.npy"

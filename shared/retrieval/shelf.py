@@ -17,11 +17,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from shared.retrieval.facets import Facet
 from shared.retrieval.filters import Filters, Sort, active, without
 from shared.retrieval.hybrid import Fused, fuse
 from shared.retrieval.index import inner_products
 from shared.retrieval.lexical import LexicalDocument, LexicalIndex
-from shared.retrieval.products import Facet, ProductTable
+from shared.retrieval.products import ProductTable
 from shared.retrieval.relevance import NO_FLOOR, Bar, bar_of
 from shared.retrieval.rules import Rules
 from shared.retrieval.suggest import Suggester

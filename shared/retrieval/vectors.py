@@ -1,10 +1,8 @@
-"""The dense half of search: a FAISS index by plan, asked under filters, and grown while it serves.
+"""The dense half of search: a FAISS index asked under filters, and grown while it serves.
 
-A small catalog is searched exactly; a larger one by a graph (HNSW) or by lists of coded vectors
-(IVF), whose recall depends on the vectors and is therefore measured, never assumed. A filter makes
-an approximate index worse, so a selective one is answered exactly over the rows it leaves. Whatever
-proposes candidates, one fixed sum scores them again: scores of all ways of searching can be
-compared, and equal ones come in row order.
+An approximate index gets worse under a filter, so a selective one is answered exactly over the rows
+it leaves. Whatever proposes candidates, one fixed sum scores them again: scores of all ways of
+searching can be compared, and equal ones come in row order.
 
 Ids are row numbers, which FAISS gives by itself to vectors added in order; an `IDMap2` around an
 index is looked through. Nothing here changes once made, and FAISS lets go of the interpreter while
@@ -12,84 +10,33 @@ it searches, so any number of threads may ask one `VectorIndex` at once.
 """
 
 import math
-import re
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from shared.durable import Record
 from shared.errors import RetrievalError
-from shared.retrieval.index import (
-    FACTORY,
-    TIE_TOLERANCE,
-    check_queries,
-    check_unit,
-    inner_products,
-)
+from shared.retrieval.index import TIE_TOLERANCE, check_queries, check_unit, inner_products
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and rows, (Q, k) each
 Mask = NDArray[np.bool_]  # (N,)
 _SWIG: Any = faiss  # its type hints lack what its classes take by keyword
 
-# One exact query at 384 dimensions, one thread of a two-core machine: 0.25 ms over 10,000 vectors,
-# 2.7 over 50,000, 6.6 over 100,000, so about 5 here. Timed at each size, with OMP_NUM_THREADS=1:
-#   index = faiss.IndexFlatIP(384); index.add(vectors)
-#   min(timeit.repeat(lambda: index.search(query, 10), number=5, repeat=15)) / 5
-EXACT_LIMIT: Final = 75_000
 # Rows that a filter leaves, scored one by one wherever they lie: 3.7 ms for 20,000 of 100,000, so
-# about 5 for so many. Timed alike, with params=faiss.SearchParameters(sel=IDSelectorArray(rows)).
+# about 5 for so many. Timed as `shared.retrieval.plan.EXACT_LIMIT` was, with
+# params=faiss.SearchParameters(sel=IDSelectorArray(rows)).
 ELIGIBLE_LIMIT = 25_000
-# A graph keeps whole vectors and its links, 1.8 kB a product at 384 dimensions, and is built at
-# about a minute per 100,000; lists of 8-bit codes take a quarter of the memory and less time.
-HNSW_LIMIT: Final = 300_000
-RECALL_TARGET: Final = 0.98
-SELECTIVITIES: Final = (0.5, 0.05, 0.005)  # shares of the rows that a filter leaves
 
-_EF_CONSTRUCTION = 80  # twice FAISS's default: more links are right, for more time once
-_EF_SEARCH_LADDER = (16, 32, 64, 128, 256, 512)
-_NPROBE_LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_MOST_LINKS = 256  # a vector of an HNSW graph
-_TRAINING_POINTS = 64  # a list; FAISS asks for at least 39
-_SAMPLE = 256  # queries by which recall is measured
-_NOISE = 0.5  # length of what is added to a product's vector to make a query of it (cosine 0.89)
 _MARGIN = 8  # candidates beyond k, so that rounding does not decide who comes last
 _CODED_WIDTH = 4  # times k, candidates by codes that are then scored by whole vectors
 _CHUNK_NUMBERS = 4_000_000  # candidate numbers scored again at once, 32 MB in double precision
-_BLOCK_ROWS = 65_536  # rows compared at once by the reference of a recall
 _GPU_WIDTH = 2048  # the most candidates FAISS returns from a GPU
 _BITMAP_SHARE = 4  # a bitmap beats a list of rows once more than 1 / this are eligible
 
 _Kind = Literal["flat", "hnsw", "ivf"]
-
-
-class RecallReport(Record):
-    """What an index finds of what an exact search over the whole vectors finds; for INDEX.json.
-
-    Attributes:
-        k: results a query.
-        num_queries: by how many queries it was measured.
-        effort: what was searched with: efSearch of HNSW, nprobe of IVF, 0 for an exact index.
-        unfiltered: mean recall@k.
-        filtered: mean recall@k under random filters, by the share of rows each leaves ("0.05").
-            Filters that go with the query (one category) can be harder.
-        target: recall that was asked for.
-        reaches_target: whether each of these recalls does; if not, the effort is the largest tried.
-    """
-
-    k: int = Field(ge=1)
-    num_queries: int = Field(ge=1)
-    effort: int = Field(ge=0)
-    unfiltered: float = Field(ge=0, le=1)
-    filtered: dict[str, float]
-    target: float = RECALL_TARGET
-    reaches_target: bool
 
 
 class _Scope(NamedTuple):
@@ -100,7 +47,7 @@ class _Scope(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One FAISS index and what is known of it.
 
     Attributes:
@@ -280,8 +227,8 @@ class VectorIndex:
     costs.
     """
 
-    _base: _Part
-    _appended: _Part | None = None
+    _base: Part
+    _appended: Part | None = None
 
     @classmethod
     def over(cls, index: faiss.Index, *, matrix: NDArray[Any] | None = None) -> "VectorIndex":
@@ -301,7 +248,7 @@ class VectorIndex:
                 that are not row numbers.
         """
         assert matrix is None or matrix.shape == (index.ntotal, index.d), "one whole vector a row"
-        return cls(_look(index, matrix))
+        return cls(part_of(index, matrix))
 
     @property
     def num_rows(self) -> int:
@@ -382,7 +329,7 @@ class VectorIndex:
         if self._appended is not None:
             flat.add(self._appended.vectors_of(np.arange(self.num_appended)))
         flat.add(np.ascontiguousarray(vectors, np.float32))
-        return replace(self, _appended=_look(flat))
+        return replace(self, _appended=part_of(flat))
 
     def vectors_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The stored vectors of some rows, base or appended.
@@ -419,119 +366,20 @@ class VectorIndex:
         return replace(self, _base=replace(self._base, gpu=(copy, threading.Lock())))
 
 
-def plan_factory(num_vectors: int, dim: int) -> str:
-    """Which FAISS index suits a catalog.
+def part_of(index: faiss.Index, matrix: NDArray[Any] | None = None) -> Part:
+    """An index and what it is made of.
 
     Args:
-        num_vectors: N, products.
-        dim: D, length of their vectors; a query's cost is N times D.
+        index: a FAISS index whose ids are row numbers; perhaps still empty.
+        matrix: whole vectors, (N, D), for an index that stores only codes.
 
     Returns:
-        A string for `faiss.index_factory`: exact up to `EXACT_LIMIT` vectors of 384 dimensions
-        (fewer if they are longer, more if shorter), then HNSW, then IVF with 8-bit codes.
-    """
-    if num_vectors * dim <= EXACT_LIMIT * 384:
-        return FACTORY
-    if num_vectors <= HNSW_LIMIT:
-        return "HNSW32"
-    # About 4 sqrt(N) lists (the FAISS guideline), as a power of two: 4,096 at a million.
-    return f"IVF{2 ** round(math.log2(4 * math.sqrt(num_vectors)))},SQ8"
-
-
-def build_planned(
-    vectors: NDArray[np.float32],
-    *,
-    factory: str | None = None,
-    seed: int,
-    queries: NDArray[np.float32] | None = None,
-    keeps_vectors: bool = False,
-    num_threads: int = 1,
-) -> faiss.Index:
-    """Index unit vectors by plan, set to search just hard enough.
-
-    The effort (efSearch, nprobe) is the smallest of a ladder at which recall@10 reaches
-    `RECALL_TARGET`, unfiltered and under a filter that leaves half the rows; the largest if none
-    does. It is part of the index and of its file; `measure_recall` says what it gives.
-
-    Args:
-        vectors: unit product vectors, (N, D), N >= 1.
-        factory: what the operator wants instead of the plan, for `faiss.index_factory`: exact,
-            HNSW or IVF.
-        seed: of the training sample and of the queries that are made up.
-        queries: real query vectors (Q, D) to choose the effort by; by default perturbed products.
-        keeps_vectors: whether an index of codes will be searched with these vectors beside it, as
-            the `matrix` of `VectorIndex.over`; the effort is chosen for that.
-        num_threads: of FAISS meanwhile. With one, equal vectors give an equal index and another
-            core is left to searches; with more, a graph differs a little from build to build.
-
-    Returns:
-        The index; its ids are row numbers. `VectorIndex.over` searches it.
+        What searches it here; it points into the memory of `index`.
 
     Raises:
-        RetrievalError: vectors that are not of unit length, or a factory string that FAISS or this
-            project cannot use.
+        RetrievalError: another kind of index than exact, HNSW or IVF, another metric, or ids that
+            are not row numbers.
     """
-    check_unit(vectors)
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    chosen = plan_factory(*vectors.shape) if factory is None else factory
-    with _faiss_threads(num_threads):
-        try:
-            index = _empty_index(chosen, *vectors.shape)
-            _fill(index, vectors, seed)
-            _look(index).search(vectors[:1], 1, np.arange(len(vectors)) < len(vectors) / 2)
-            part = _look(index, matrix=vectors if keeps_vectors else None)
-            _choose_effort(part, vectors, queries, seed)
-        except (RuntimeError, RetrievalError) as error:  # FAISS's own text is several lines
-            reason = f" ({error})" if isinstance(error, RetrievalError) else ""
-            raise RetrievalError(
-                f"index factory {chosen!r} cannot index {len(vectors)} vectors of"
-                f" {vectors.shape[1]} dimensions{reason}; take an exact, HNSW or IVF one for them,"
-                " or leave serve.index_factory out"
-            ) from None
-    return index
-
-
-def measure_recall(
-    index: VectorIndex,
-    vectors: NDArray[Any],
-    *,
-    queries: NDArray[np.float32] | None = None,
-    k: int = 10,
-    selectivities: Sequence[float] = SELECTIVITIES,
-    seed: int,
-) -> RecallReport:
-    """Compare an index with an exact search over the whole vectors.
-
-    A row found counts if it scores as much as the k-th of the exact search, so copies of a product
-    may stand in for each other.
-
-    Args:
-        index: to be measured.
-        vectors: the unit vectors its rows were made of, (num_rows, D).
-        queries: real query vectors (Q, D); by default a sample of `vectors`, perturbed.
-        k: results a query.
-        selectivities: for each a random filter that leaves this share of the rows.
-        seed: of the sample, the perturbation and the filters.
-
-    Returns:
-        Mean recall@k, unfiltered and under each filter.
-    """
-    assert vectors.shape == (index.num_rows, index.dim), "the vectors of this index"
-    queries = _sample_queries(vectors, seed) if queries is None else queries
-    trials = _trials(vectors, queries, k, selectivities, seed)
-    recalls = [_recall(index, vectors, queries, k, trial) for trial in trials]
-    return RecallReport(
-        k=k,
-        num_queries=len(queries),
-        effort=index.effort,
-        unfiltered=recalls[0],
-        filtered=dict(zip(map(str, selectivities), recalls[1:], strict=True)),
-        reaches_target=min(recalls) >= RECALL_TARGET,
-    )
-
-
-def _look(index: faiss.Index, matrix: NDArray[Any] | None = None) -> _Part:
-    """An index and what it is made of, or an error if that cannot be searched here."""
     inner: Any = index
     if isinstance(index, faiss.IndexIDMap):  # IDMap2 is one too
         if not np.array_equal(faiss.vector_to_array(index.id_map), np.arange(index.ntotal)):
@@ -542,10 +390,10 @@ def _look(index: faiss.Index, matrix: NDArray[Any] | None = None) -> _Part:
     if kind is None or inner.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise RetrievalError(f"{type(inner).__name__} is not an exact, HNSW or IVF cosine index")
     if kind == "ivf":
-        return _Part(index, inner, kind, storage=None, matrix=matrix)
+        return Part(index, inner, kind, storage=None, matrix=matrix)
     if isinstance(storage, faiss.IndexFlat):
         matrix = _stored_matrix(storage)
-    return _Part(index, inner, kind, storage, matrix)
+    return Part(index, inner, kind, storage, matrix)
 
 
 def _kind(index: faiss.Index, storage: faiss.Index) -> _Kind | None:
@@ -569,138 +417,6 @@ def _effort(index: faiss.Index) -> int:
     if isinstance(index, faiss.IndexHNSW):
         return int(index.hnsw.efSearch)
     return int(index.nprobe) if isinstance(index, faiss.IndexIVF) else 0
-
-
-def _empty_index(factory: str, num_vectors: int, dim: int) -> faiss.Index:
-    """An index to be filled; sizes that FAISS takes and then crashes with are refused."""
-    lists = [int(number) for number in re.findall(r"IVF([0-9]+)", factory)]
-    if any(not 1 <= number <= num_vectors for number in lists):
-        raise RetrievalError(f"{lists[0]} lists")
-    index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    part = _look(index)
-    if part.kind == "hnsw" and not 2 <= part.index.hnsw.nb_neighbors(1) <= _MOST_LINKS:
-        raise RetrievalError(f"a graph needs 2 to {_MOST_LINKS} links a vector")
-    return index
-
-
-def _fill(index: faiss.Index, vectors: NDArray[np.float32], seed: int) -> None:
-    part = _look(index)
-    if part.kind == "hnsw":
-        part.index.hnsw.efConstruction = _EF_CONSTRUCTION
-    sample = vectors
-    if part.kind == "ivf":
-        part.index.cp.seed = seed
-        part.index.cp.min_points_per_centroid = 1  # else it complains on the standard error
-        size = min(len(vectors), _TRAINING_POINTS * part.index.nlist)
-        sample = vectors[_chosen_rows(len(vectors), size, seed)]
-    if not index.is_trained:
-        index.train(sample)
-    if isinstance(index, faiss.IndexIDMap):
-        index.add_with_ids(vectors, np.arange(len(vectors), dtype=np.int64))
-    else:
-        index.add(vectors)
-    if part.kind == "ivf":
-        part.index.make_direct_map()  # without it no row gives its vector back
-
-
-def _choose_effort(
-    part: _Part,
-    vectors: NDArray[np.float32],
-    queries: NDArray[np.float32] | None,
-    seed: int,
-) -> None:
-    if part.kind == "flat":
-        return
-    # Another sample than `measure_recall` takes with this seed: it shall not flatter the choice.
-    queries = _sample_queries(vectors, seed + 1) if queries is None else queries
-    trials = _trials(vectors, queries, 10, SELECTIVITIES[:1], seed + 1)
-    searched = VectorIndex(part)
-    for effort in _EF_SEARCH_LADDER if part.kind == "hnsw" else _NPROBE_LADDER:
-        if part.kind == "hnsw":
-            part.index.hnsw.efSearch = effort
-        else:
-            part.index.nprobe = min(effort, part.index.nlist)
-        recalls = (_recall(searched, vectors, queries, 10, trial) for trial in trials)
-        if all(recall >= RECALL_TARGET for recall in recalls):
-            return
-
-
-def _sample_queries(vectors: NDArray[Any], seed: int) -> NDArray[np.float32]:
-    """Unit vectors near some of the products, (Q, D), as queries that nobody asked."""
-    rows = _chosen_rows(len(vectors), min(len(vectors), _SAMPLE), seed)
-    noise = np.random.default_rng(seed).normal(size=(len(rows), vectors.shape[1]))
-    noise *= _NOISE / math.sqrt(vectors.shape[1])
-    queries = vectors[rows] + noise
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    return np.asarray(queries, np.float32)
-
-
-def _chosen_rows(num_rows: int, count: int, seed: int) -> NDArray[np.int64]:
-    chosen = np.random.default_rng(seed).choice(num_rows, count, replace=False)
-    return np.sort(chosen).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """One filter, and what an exact search under it scores.
-
-    Attributes:
-        eligible: rows that may be found, or None for all.
-        num_found: how many an exact search finds a query, at most k.
-        floors: score of the last of them, (Q,).
-    """
-
-    eligible: Mask | None
-    num_found: int
-    floors: NDArray[np.float32]
-
-
-def _trials(
-    vectors: NDArray[Any],
-    queries: NDArray[np.float32],
-    k: int,
-    selectivities: Sequence[float],
-    seed: int,
-) -> list[_Trial]:
-    """Exact searches: one without a filter, then one for each selectivity."""
-    masks: list[Mask | None] = [None]
-    for number, share in enumerate(selectivities):
-        mask = np.zeros(len(vectors), np.bool_)
-        mask[_chosen_rows(len(vectors), max(1, round(share * len(vectors))), seed + number)] = True
-        masks.append(mask)
-    trials = []
-    for eligible in masks:
-        count = min(k, len(vectors) if eligible is None else int(np.count_nonzero(eligible)))
-        trials.append(_Trial(eligible, count, _floors(vectors, queries, count, eligible)))
-    return trials
-
-
-def _floors(
-    vectors: NDArray[Any], queries: NDArray[np.float32], k: int, eligible: Mask | None
-) -> NDArray[np.float32]:
-    """Score of the k-th best eligible row a query, (Q,), block by block."""
-    best = np.full((len(queries), k), -np.inf, np.float32)
-    for start in range(0, len(vectors), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        scores = queries @ vectors[block].T.astype(np.float32)  # (Q, B)
-        if eligible is not None:
-            scores[:, ~eligible[block]] = -np.inf
-        best = -np.partition(-np.concatenate([best, scores], axis=1), k - 1, axis=1)[:, :k]
-    floors: NDArray[np.float32] = best.min(axis=1)
-    return floors
-
-
-def _recall(
-    index: VectorIndex,
-    vectors: NDArray[Any],
-    queries: NDArray[np.float32],
-    k: int,
-    trial: _Trial,
-) -> float:
-    _, rows = index.search(queries, k, eligible=trial.eligible)  # (Q, k)
-    scores = inner_products(queries, vectors[np.maximum(rows, 0)])
-    right = (rows >= 0) & (scores >= trial.floors[:, None] - TIE_TOLERANCE)
-    return float(np.mean(right.sum(axis=1) / trial.num_found))
 
 
 def _proposed(
@@ -746,14 +462,3 @@ def _merged(one: Found, other: Found) -> Found:
     rows = np.concatenate([one[1], other[1]], axis=1)
     order = np.lexsort((rows, -scores), axis=-1)[:, :k]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-
-
-@contextmanager
-def _faiss_threads(count: int) -> Iterator[None]:
-    """How many threads FAISS uses for what this thread asks of it."""
-    former = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(former)

@@ -9,7 +9,8 @@ from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains
 from shared.metrics import ndcg_of_gains
 from shared.retrieval.hybrid import DEFAULT_DENSE_WEIGHT, MIN_QUERIES, WEIGHTS, fuse
 from shared.retrieval.lexical import LexicalIndex
-from shared.retrieval.vectors import VectorIndex, build_planned
+from shared.retrieval.plan import build_planned
+from shared.retrieval.vectors import VectorIndex
 
 WORDS = ("red", "blue", "boots", "shoes", "hat", "scarf")
 NUM_PRODUCTS, NUM_QUERIES, DIM = 60, 40, 8

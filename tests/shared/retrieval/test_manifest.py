@@ -23,8 +23,10 @@ from shared.retrieval.manifest import (
     write_index_folder,
     write_pointer,
 )
+from shared.retrieval.plan import build_planned
+from shared.retrieval.recall import measure_recall
 from shared.retrieval.relevance import NO_FLOOR
-from shared.retrieval.vectors import VectorIndex, build_planned, measure_recall
+from shared.retrieval.vectors import VectorIndex
 
 ENCODER, OTHER, CATALOG = "e" * 64, "f" * 64, "c" * 64
 VECTORS = np.eye(4, 8, dtype=np.float32)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared.retrieval.facets import Facet, FacetValue
 from shared.retrieval.filters import MAX_VALUE_CHARS, Filters, Range, Sort
-from shared.retrieval.products import Facet, FacetValue, ProductTable
+from shared.retrieval.products import ProductTable
 from shared.schema import CATALOG_COLUMNS
 
 Product = dict[str, Any]

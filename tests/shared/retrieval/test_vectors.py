@@ -1,7 +1,6 @@
-"""Planned, filtered and grown search against an argsort in numpy, and recall against the truth."""
+"""Planned, filtered and grown search against an argsort in numpy."""
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import faiss
 import numpy as np
@@ -11,17 +10,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shared.errors import RetrievalError
-from shared.retrieval import vectors as planner
+from shared.retrieval import vectors as searcher
 from shared.retrieval.index import build_index, search_index
-from shared.retrieval.vectors import (
-    EXACT_LIMIT,
-    HNSW_LIMIT,
-    RecallReport,
-    VectorIndex,
-    build_planned,
-    measure_recall,
-    plan_factory,
-)
+from shared.retrieval.plan import build_planned
+from shared.retrieval.recall import measure_recall
+from shared.retrieval.vectors import VectorIndex
 
 APPROXIMATE = [
     "HNSW16",
@@ -67,26 +60,6 @@ def assert_same(found: Answer, expected: Answer) -> None:
     np.testing.assert_array_equal(found[0], expected[0])
     assert found[0].dtype == np.float32
     assert found[1].dtype == np.int64
-
-
-@pytest.mark.parametrize(
-    ("num_vectors", "expected"),
-    [
-        (1, "IDMap2,Flat"),
-        (EXACT_LIMIT, "IDMap2,Flat"),
-        (EXACT_LIMIT + 1, "HNSW32"),
-        (HNSW_LIMIT, "HNSW32"),
-        (HNSW_LIMIT + 1, "IVF2048,SQ8"),
-        (1_000_000, "IVF4096,SQ8"),
-    ],
-)
-def test_the_plan_goes_by_size(num_vectors: int, expected: str) -> None:
-    assert plan_factory(num_vectors, 384) == expected
-
-
-def test_longer_vectors_are_searched_exactly_for_fewer_products() -> None:
-    assert plan_factory(EXACT_LIMIT // 2, 768) == "IDMap2,Flat"
-    assert plan_factory(EXACT_LIMIT // 2 + 1, 768) == "HNSW32"
 
 
 @pytest.mark.parametrize("factory", ["IDMap2,Flat", "Flat"])
@@ -148,7 +121,7 @@ def test_a_selective_filter_is_answered_exactly_by_every_index(
 def test_approximate_answers_are_eligible_ordered_and_scored_by_the_stored_vectors(
     factory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "ELIGIBLE_LIMIT", 0)  # so that the filter goes into FAISS
+    monkeypatch.setattr(searcher, "ELIGIBLE_LIMIT", 0)  # so that the filter goes into FAISS
     vectors, queries = unit(2000, 16), unit(40, 16, seed=1)
     index = VectorIndex.over(build_planned(vectors, factory=factory, seed=0))
     stored = index.vectors_of(np.arange(2000))
@@ -170,7 +143,7 @@ def test_approximate_answers_are_eligible_ordered_and_scored_by_the_stored_vecto
 def test_every_eligible_row_is_found_where_the_index_alone_ends_too_early(
     factory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "ELIGIBLE_LIMIT", 0)
+    monkeypatch.setattr(searcher, "ELIGIBLE_LIMIT", 0)
     vectors, queries = unit(1000, 12), unit(5, 12, seed=1)
     built = build_planned(vectors, factory=factory, seed=0)
     if factory.startswith("IVF"):
@@ -213,19 +186,8 @@ def test_only_a_flat_index_is_given_a_list_of_rows(
     assert isinstance(flat._scope(few).selector, faiss.IDSelectorArray)
     whole = "HNSW" in factory and "SQ8" not in factory
     assert isinstance(part._scope(few).selector, faiss.IDSelectorArray) == whole
-    monkeypatch.setattr(planner, "ELIGIBLE_LIMIT", 0)
+    monkeypatch.setattr(searcher, "ELIGIBLE_LIMIT", 0)
     assert isinstance(part._scope(few).selector, faiss.IDSelectorBitmap)
-
-
-def test_an_index_of_codes_is_tuned_for_what_it_is_served_with() -> None:
-    vectors = unit(1500, 6)
-    bare = build_planned(vectors, factory="IVF32,SQ4", seed=0)
-    kept = build_planned(vectors, factory="IVF32,SQ4", seed=0, keeps_vectors=True)
-    assert bare.nprobe == 32  # 4-bit codes never reach the target, so the ladder was climbed
-    assert kept.nprobe < 32
-    report = measure_recall(VectorIndex.over(kept, matrix=vectors), vectors, seed=0)
-    assert report.reaches_target
-    assert not measure_recall(VectorIndex.over(bare), vectors, seed=0).reaches_target
 
 
 def test_whole_vectors_beside_the_codes_score_what_the_codes_propose() -> None:
@@ -300,7 +262,7 @@ def test_no_queries_no_places_and_more_places_than_rows() -> None:
 
 @pytest.mark.parametrize("factory", ["IDMap2,Flat", "HNSW8", "IVF8,SQ8"])
 def test_many_threads_find_what_one_finds(factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "ELIGIBLE_LIMIT", 40)
+    monkeypatch.setattr(searcher, "ELIGIBLE_LIMIT", 40)
     vectors, queries = unit(900, 16), unit(60, 16, seed=1)
     index = VectorIndex.over(build_planned(vectors[:850], factory=factory, seed=0))
     index = index.with_rows(vectors[850:])
@@ -318,103 +280,8 @@ def test_a_large_batch_in_chunks_is_each_query_alone(monkeypatch: pytest.MonkeyP
     vectors[50:200] = vectors[0]
     queries[::7] = vectors[0]
     index = VectorIndex.over(build_index(vectors))
-    monkeypatch.setattr(planner, "_CHUNK_NUMBERS", 1000)
+    monkeypatch.setattr(searcher, "_CHUNK_NUMBERS", 1000)
     assert_same(index.search(queries, 10), numpy_search(vectors, queries, 10))
-
-
-@pytest.mark.parametrize("factory", ["IDMap2,Flat", "HNSW8", "IVF8,SQ8"])
-def test_one_seed_gives_one_index_and_a_file_keeps_its_effort(factory: str, tmp_path: Path) -> None:
-    vectors = unit(500, 16)
-    twice = [build_planned(vectors, factory=factory, seed=3) for _ in range(2)]
-    assert np.array_equal(*(faiss.serialize_index(index) for index in twice))
-    if factory.startswith("IVF"):
-        other = build_planned(vectors, factory=factory, seed=4)
-        assert not np.array_equal(*map(faiss.serialize_index, (twice[0], other)))
-    faiss.write_index(twice[0], str(tmp_path / "index.faiss"))
-    back = VectorIndex.over(faiss.read_index(str(tmp_path / "index.faiss")))
-    index = VectorIndex.over(twice[0])
-    assert back.effort == index.effort
-    assert_same(back.search(vectors[:20], 10), index.search(vectors[:20], 10))
-    np.testing.assert_array_equal(back.vectors_of(np.arange(9)), index.vectors_of(np.arange(9)))
-
-
-def test_the_effort_is_the_smallest_that_reaches_the_target() -> None:
-    vectors = unit(1200, 6)
-    built = build_planned(vectors, factory="IVF32,Flat", seed=0)
-    chosen = built.nprobe
-    assert 1 < chosen < 32
-
-    def reaches(nprobe: int) -> bool:
-        built.nprobe = nprobe
-        # Seed 1 gives the sample that it was chosen by.
-        index = VectorIndex.over(built)
-        return measure_recall(index, vectors, selectivities=(0.5,), seed=1).reaches_target
-
-    assert reaches(chosen)
-    assert not reaches(chosen // 2)
-
-
-def test_recall_of_an_exact_index_is_measured_to_be_one() -> None:
-    vectors = unit(700, 24)
-    vectors[100:300] = vectors[5]
-    report = measure_recall(VectorIndex.over(build_index(vectors)), vectors, seed=0)
-    assert report == RecallReport(
-        k=10,
-        num_queries=256,
-        effort=0,
-        unfiltered=1.0,
-        filtered={"0.5": 1.0, "0.05": 1.0, "0.005": 1.0},
-        reaches_target=True,
-    )
-    assert RecallReport.from_bytes(report.to_bytes()) == report
-
-
-def test_recall_counts_what_is_missing() -> None:
-    vectors = np.eye(4, dtype=np.float32)
-    # Three of four rows hold another vector than the one they were made of.
-    wrong = VectorIndex.over(build_index(vectors[[0, 0, 0, 0]]))
-    report = measure_recall(wrong, vectors, queries=vectors, k=1, selectivities=(), seed=0)
-    assert report.unfiltered == 1 / 4
-    assert not report.reaches_target
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_recall_is_that_of_a_plain_count(seed: int) -> None:
-    vectors, queries = unit(3000, 32, seed), unit(50, 32, seed=9)
-    built = build_planned(vectors, factory="HNSW4", seed=seed)
-    built.hnsw.efSearch = 4
-    index = VectorIndex.over(built)
-    _, right = numpy_search(vectors, queries, 10)
-    _, found = index.search(queries, 10)
-    pairs = zip(found.tolist(), right.tolist(), strict=True)
-    expected = np.mean([len(set(one) & set(other)) / 10 for one, other in pairs])
-    report = measure_recall(index, vectors, queries=queries, selectivities=(), seed=seed)
-    assert report.unfiltered == pytest.approx(expected, abs=1e-12)
-    assert report.unfiltered < 1
-    assert (report.effort, report.num_queries) == (4, 50)
-
-
-def test_filtered_recall_uses_the_filtered_truth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "_BLOCK_ROWS", 77)  # the reference goes block by block
-    vectors = unit(400, 8)
-    report = measure_recall(
-        VectorIndex.over(build_index(vectors)), vectors, k=7, selectivities=(0.3, 0.005), seed=2
-    )
-    assert report.filtered == {"0.3": 1.0, "0.005": 1.0}  # 0.005 leaves two rows, fewer than k
-
-
-@pytest.mark.parametrize(
-    "factory",
-    [
-        *("junk", "", "Flat\nFlat", "LSH", "PQ4", "OPQ4,IVF4,PQ4", "HNSW16_PQ4", "HNSW16,PQ4"),
-        *("IVF0,Flat", "IVF101,Flat", "IVF99999999999,Flat", "HNSW0", "HNSW100000"),
-    ],
-)
-def test_a_factory_that_cannot_be_used_is_one_line(factory: str) -> None:
-    with pytest.raises(RetrievalError, match=r"leave serve\.index_factory out") as caught:
-        build_planned(unit(100, 8), factory=factory, seed=0)
-    assert "\n" not in str(caught.value)
-    assert repr(factory) in str(caught.value)
 
 
 def test_an_index_of_another_kind_metric_or_numbering_is_refused() -> None:
@@ -428,8 +295,6 @@ def test_an_index_of_another_kind_metric_or_numbering_is_refused() -> None:
 
 def test_bad_vectors_and_queries_are_refused() -> None:
     index = VectorIndex.over(build_index(unit(5, 4)))
-    with pytest.raises(RetrievalError, match="not of unit length"):
-        build_planned(np.ones((3, 4), np.float32), seed=0)
     with pytest.raises(RetrievalError, match="8 dimensions for an index of 4"):
         index.with_rows(unit(1, 8))
     with pytest.raises(RetrievalError, match="not of unit length"):
@@ -445,12 +310,6 @@ def test_without_a_gpu_an_index_stays_where_it_is() -> None:
         pytest.skip("this machine has a GPU")
     index = VectorIndex.over(build_index(unit(5, 4)))
     assert index.on_gpu() is index
-
-
-def test_building_leaves_the_number_of_threads_as_it_was() -> None:
-    former = faiss.omp_get_max_threads()
-    build_planned(unit(50, 4), factory="HNSW4", seed=0, num_threads=2)
-    assert faiss.omp_get_max_threads() == former
 
 
 @pytest.mark.parametrize(("num_queries", "expected"), [(1, 1), (2, 3)])
@@ -496,13 +355,13 @@ def test_a_graph_asked_for_more_than_its_effort_works_harder_and_is_not_given_up
     vectors, query = unit(2000, 8), unit(1, 8, seed=3)
     index = VectorIndex.over(build_planned(vectors, factory="HNSW16", seed=0))
     ways: list[bool] = []
-    propose = planner._Part._propose
+    propose = searcher.Part._propose
 
     def watched(*arguments: object, exhaustive: bool) -> object:
         ways.append(exhaustive)
         return propose(*arguments, exhaustive=exhaustive)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(planner._Part, "_propose", watched)
+    monkeypatch.setattr(searcher.Part, "_propose", watched)
     assert index.effort < 300
     _, rows = index.search(query, 300)
     assert ways == [False]
