@@ -228,8 +228,9 @@ class Shelf:
             float(lexical[1].max(initial=0.0)),
             dense_floor=self.dense_floor if ask.text.strip() else NO_FLOOR,
         )
-        meant = _by_meaning(ask) and not self._codes(ask)
-        return bar if meant else bar._replace(dense=np.inf)
+        if not _by_meaning(ask):
+            return bar.by_words()
+        return bar.by_most_words() if self._codes(ask) else bar
 
     def _eligible(self, filters: Filters, hidden: Rows) -> NDArray[np.bool_] | None:
         """Rows that may be shown, None for all of them."""
@@ -348,11 +349,9 @@ class Shelf:
         if bar is None:  # nothing was asked for in particular
             return np.flatnonzero(shown)
         depth = min(self.products.num_rows, MAX_MATCHING)
-        meant, cosines = self._dense(ask, shown, depth)
-        said, bm25 = self._lexical(ask, hidden, depth)
-        meant = meant[bar.reached(cosines, np.zeros_like(cosines))]
-        said = said[bar.reached(np.full_like(bm25, -1.0), bm25)]
-        return np.unique(np.concatenate([meant, said, self._first(ask, shown)])).astype(np.int64)
+        fused = self._fused(ask, self._dense(ask, shown, depth), self._lexical(ask, hidden, depth))
+        rows = fused.rows[bar.reached(fused.dense, fused.lexical)]
+        return np.union1d(rows, np.array(self._first(ask, shown), np.int64))
 
     def _instead(self, ask: Ask) -> Found:
         popular = self._popular(Ask(sort=ask.sort), self._hidden(ask))

@@ -12,8 +12,17 @@ def reached(dense: list[float], lexical: list[float], *, floor: float = NO_FLOOR
     return bar.reached(cosines, bm25).tolist()
 
 
-def test_one_of_the_two_is_enough() -> None:
-    assert reached([0.8, 0.4, 0.3, 0.3, 0.3], [0, 0, 10, 3, 2]) == [True, True, True, True, False]
+def test_near_or_most_words_or_some_of_each() -> None:
+    assert reached([0.8, 0.4, 0.39], [0, 0, 0]) == [True, True, False]
+    assert reached([0.8, -0.3, -0.3, -0.3], [0, 10, 7, 6.9]) == [True, True, True, False]
+    assert reached([1, 0.36, 0.34, 0.36], [10, 3, 3, 2.9]) == [True, True, False, False]
+
+
+def test_without_meaning_some_words_are_enough_and_for_a_code_most_are_needed() -> None:
+    cosines, bm25 = np.array([0.9, -1, -1]), np.array([0.0, 10.0, 4.0])
+    bar = bar_of(0.9, 10.0, dense_floor=NO_FLOOR)
+    assert bar.by_words().reached(cosines, bm25).tolist() == [False, True, True]
+    assert bar.by_most_words().reached(cosines, bm25).tolist() == [False, True, False]
 
 
 def test_a_row_that_shares_no_word_has_no_words_to_count() -> None:

@@ -23,7 +23,13 @@ from shared.retrieval.filters import Filters, Range, Sort, active, without
 from shared.retrieval.index import build_index
 from shared.retrieval.lexical import LexicalIndex, documents_of
 from shared.retrieval.products import ProductTable
-from shared.retrieval.relevance import DENSE_SHARE, LEXICAL_SHARE, Bar
+from shared.retrieval.relevance import (
+    DENSE_ALONE,
+    DENSE_TOGETHER,
+    LEXICAL_ALONE,
+    LEXICAL_TOGETHER,
+    Bar,
+)
 from shared.retrieval.rules import Rules, read_rules
 from shared.retrieval.shelf import Ask, Found, Ranker, Shelf
 from shared.retrieval.vectors import VectorIndex
@@ -197,13 +203,19 @@ class SlowShelf:
         """Whether a row is near enough to the query, measured by the best that may be shown."""
         shown = self.shown(ask)
         bm25 = self.bm25(shelf, ask, shown)
-        if row in bm25 and bm25[row] >= LEXICAL_SHARE * max(bm25.values()):
+        most = max(bm25.values(), default=0.0)
+        if row in bm25 and bm25[row] >= LEXICAL_ALONE * most:
             return True
-        if not self.asks_dense(ask) or self.codes(ask):
+        some = row in bm25 and bm25[row] >= LEXICAL_TOGETHER * most
+        if not self.asks_dense(ask):
+            return some
+        if self.codes(ask):
             return False
+        cosine, best = self.cosine(ask, row), max(self.cosine(ask, one) for one in shown)
+        if some and cosine >= DENSE_TOGETHER * best:
+            return True
         floor = shelf.dense_floor if ask.text.strip() else -1.0
-        least = max(floor, DENSE_SHARE * max(self.cosine(ask, one) for one in shown))
-        return self.cosine(ask, row) >= least
+        return cosine >= max(floor, DENSE_ALONE * best)
 
     def shown(self, ask: Ask) -> list[int]:
         hidden = {*ask.hidden, *self.rules.blocked(ask.text)}
@@ -548,7 +560,9 @@ SHOP = [
 @pytest.fixture
 def _all_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the order of candidates alone: none is too far from the query."""
-    monkeypatch.setattr(shared.retrieval.shelf, "bar_of", lambda *_, dense_floor: Bar(-2.0, 0.0))
+    monkeypatch.setattr(
+        shared.retrieval.shelf, "bar_of", lambda *_, dense_floor: Bar(-2.0, 0.0, -2.0, 0.0)
+    )
 
 
 def near_and_far() -> Shelf:
@@ -573,7 +587,7 @@ def test_what_is_far_from_a_query_is_no_answer_to_it() -> None:
     assert found_ids(shelf, Ask(vector=EAST)) == ["near", "other"]
     assert found_ids(shelf, Ask(vector=EAST, sort="price_asc")) == ["other", "near"]
     assert found_ids(shelf, Ask(text="boots", vector=EAST)) == ["near", "other"]
-    # One of two words is worth less than half of both, but more than 0.3 of it.
+    # One of two words is not enough by itself, but together with some nearness it is.
     assert found_ids(shelf, Ask(text="red boots", vector=EAST)) == ["near", "far", "other"]
     assert shelf.find(Ask(text="tea", vector=EAST)).candidates.tolist() == [0, 1, 3]
 
