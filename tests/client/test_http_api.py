@@ -12,10 +12,8 @@ import anyio
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from described import hold
 from PIL import Image
-from schemathesis import GenerationMode, checks
 from small_service import SmallService
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -462,21 +460,6 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.mark.parametrize("path", [*(m.path for m in METHODS), "/v1/photos/{product_id}", "/readyz"])
 def test_the_description_is_true(described: Any, path: str) -> None:
     [operation] = described[path].values()
-    checks.load_all_checks()
     # In a multipart body, its "wrong" null that became a cursor's text is right.
     left_out = {"negative_data_rejection"} if path == "/v1/search-by-image" else set()
-    wanted = [checks.CHECKS.get_one(name) for name in CHECKS if name not in left_out]
-
-    @settings(
-        max_examples=25,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(right_or_wrong=st.one_of(*(operation.as_strategy(mode) for mode in GenerationMode)))
-    def holds(right_or_wrong: schemathesis.Case) -> None:
-        right_or_wrong.call_and_validate(checks=wanted)
-
-    holds()
+    hold(operation, [name for name in CHECKS if name not in left_out], max_examples=25)

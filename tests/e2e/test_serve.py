@@ -28,15 +28,13 @@ import pytest
 import schemathesis
 import torch
 from deployment import free_ports, processes_of, wait_until
+from described import hold
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from schemathesis import GenerationMode, checks
 from small_world import federation, prepare_run, write_fashion
 
 from client.region import open_region, read_clicks
@@ -219,31 +217,12 @@ def test_above_capacity_some_are_refused_and_none_fails(served: Serving) -> None
 
 
 def test_no_request_of_whatever_form_is_our_fault(served: Serving) -> None:
-    checks.load_all_checks()
     schema = schemathesis.openapi.from_url(f"{served.http}/openapi.json")
     for path in [*(method.path for method in METHODS), "/readyz"]:
         [operation] = schema[path].values()
-        _hold(operation)
+        hold(operation, ["not_a_server_error"], max_examples=15)
     assert httpx.get(f"{served.http}/readyz").status_code == 200
     assert "Traceback" not in served.said
-
-
-def _hold(operation: Any) -> None:
-    fault = checks.CHECKS.get_one("not_a_server_error")
-
-    @settings(
-        max_examples=15,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(right_or_wrong=st.one_of(*(operation.as_strategy(mode) for mode in GenerationMode)))
-    def holds(right_or_wrong: schemathesis.Case) -> None:
-        right_or_wrong.call_and_validate(checks=[fault])
-
-    holds()
 
 
 # -- kill ------------------------------------------------------------------------------------------
