@@ -377,7 +377,7 @@ def _base(facts: _Facts) -> Finding:
 def _release(facts: _Facts) -> Finding:
     config = _needed(facts.config, "configuration")
     from client.indexing import read_for_base
-    from shared.retrieval.manifest import open_current_index, read_pointer
+    from shared.retrieval.manifest import REBUILD, open_current_index, read_pointer
 
     state, digest = facts.folder / config.state, None
     if not (state / "current").exists():
@@ -392,7 +392,7 @@ def _release(facts: _Facts) -> Finding:
         f" {counted(index.num_products, 'product')}"
     )
     if facts.region is not None and index.catalog_digest != facts.region.catalog_digest:
-        return Finding("warn", f"{found}; the catalog has changed since", "build the index again")
+        return Finding("warn", f"{found}; the catalog has changed since", REBUILD)
     return _believed(facts, state, found)
 
 

@@ -35,6 +35,7 @@ from shared.retrieval.vectors import VectorIndex
 
 INDEX_FILES = ("digests.npy", "ids.npy", "index.faiss")
 LEXICAL, MATRIX = "lexical", "vectors.npy"
+REBUILD = 'build the index again: "fedshelf region serve" and "fedshelf region up" do that'
 _HEX = r"^[0-9a-f]{64}$"
 
 
@@ -234,10 +235,11 @@ def read_pointer(state: Path) -> IndexPointer:
         return IndexPointer.from_bytes(path.read_bytes())
     except FileNotFoundError:
         raise RetrievalError(
-            f"{path}: not found, so this region has no index yet; pull a release and build one"
+            f'{path}: not found, so this region has no index yet; "fedshelf region up" pulls a'
+            " release and builds one"
         ) from None
     except ValueError as error:
-        raise RetrievalError(f"{path}: damaged ({error}); build the index again") from None
+        raise RetrievalError(f"{path}: damaged ({error}); {REBUILD}") from None
 
 
 def write_pointer(state: Path, folder: Path) -> IndexPointer:
@@ -304,7 +306,7 @@ def _read_manifest(folder: Path) -> IndexManifest:
         manifest = IndexManifest.from_bytes(raw)
     except (FileNotFoundError, NotADirectoryError):
         raise RetrievalError(
-            f"{folder}: no INDEX.json, so this is no index or half of one; build the index again"
+            f"{folder}: no INDEX.json, so this is no index or half of one; {REBUILD}"
         ) from None
     except ValueError as error:
         raise _damaged(folder, f"INDEX.json: {error}") from None
@@ -326,4 +328,4 @@ def _verify_files(folder: Path, manifest: IndexManifest) -> None:
 
 
 def _damaged(folder: Path, found: str) -> RetrievalError:
-    return RetrievalError(f"{folder}: index damaged: {found}; build the index again")
+    return RetrievalError(f"{folder}: index damaged: {found}; {REBUILD}")

@@ -17,6 +17,7 @@ from client.region import open_region
 from server.releases import publish_release, write_release
 from shared.encoders.encoder import Encoder
 from shared.release import ReleaseBase, ReleaseFacts
+from shared.retrieval.manifest import REBUILD
 from shared.schema import RegionConfig, load_region_config, render_region_toml
 
 QUESTIONS = [
@@ -405,7 +406,7 @@ def test_an_index_of_another_encoder_fails(released: Path, encoder: Encoder) -> 
 def test_a_catalog_newer_than_its_index_warns(released: Path) -> None:
     edit(released / "catalog.parquet", lambda table: table[:-1])
     row = rows_of(released)["release"]
-    assert (row.verdict, row.advice) == ("warn", "build the index again")
+    assert (row.verdict, row.advice) == ("warn", REBUILD)
 
 
 def test_the_base_alone_may_be_in_use(north: Path, encoder: Encoder) -> None:
