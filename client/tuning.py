@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.retrieval.hybrid import K, Tuned, gains_in_order, tune_dense_weight
+from shared.retrieval.hybrid import Tuned, gains_in_order, tune_dense_weight
 from shared.retrieval.lexical import LexicalIndex
-from shared.retrieval.relevance import bar_of
 from shared.retrieval.shelf import DEPTH
 
 Scores = NDArray[np.float32]
@@ -101,43 +100,15 @@ def mixed_gains(
     rows: Sequence[NDArray[np.int64]],
     gains: Sequence[NDArray[np.float64]],
     *,
-    tuned: Tuned,
+    dense_weight: float,
 ) -> list[NDArray[np.float64]]:
-    """The gains of what each query showed, in the order that shoppers would see.
-
-    What is below a query's bar (`shared.retrieval.relevance`) is not seen: it comes last, after as
-    many empty places as ranks are measured. A query that is a product's code counts like any other.
-
-    Args:
-        dense: from `dense_scores`.
-        lexical: from `lexical_scores`.
-        rows: what was shown for each query.
-        gains: estimated relevance of it.
-        tuned: weight and floor, from `tune`.
-
-    Returns:
-        Gains of each query, best place first, (R,), or (R + K,) where something is below the bar.
-    """
-    best = zip(dense.best.tolist(), lexical.best.tolist(), strict=True)
-    bars = [bar_of(*pair, dense_floor=tuned.dense_floor) for pair in best]
-    scores = zip(bars, dense.scores, lexical.scores, strict=True)
-    reached = [bar.reached(cosines, bm25).astype(np.float64) for bar, cosines, bm25 in scores]
-    ordered, seen = (
-        gains_in_order(
-            rows,
-            values,
-            dense=dense.scores,
-            lexical=lexical.scores,
-            dense_max=dense.best,
-            lexical_max=lexical.best,
-            dense_weight=tuned.dense_weight,
-        )
-        for values in (gains, reached)
+    """The gains of what each query showed, (R,) each, in the order that shoppers would see."""
+    return gains_in_order(
+        rows,
+        gains,
+        dense=dense.scores,
+        lexical=lexical.scores,
+        dense_max=dense.best,
+        lexical_max=lexical.best,
+        dense_weight=dense_weight,
     )
-    return [_seen_first(gain, is_seen > 0) for gain, is_seen in zip(ordered, seen, strict=True)]
-
-
-def _seen_first(gains: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
-    if seen.all():
-        return gains
-    return np.concatenate([gains[seen], np.zeros(K), gains[~seen]])

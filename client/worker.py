@@ -287,8 +287,8 @@ class Worker:
     ) -> list[NDArray[np.float64]]:
         """The gains of what gate queries showed, in the order of an index of these vectors."""
         rows, gains = self.gate.rows, self.gate.gains
-        dense, tuned = dense_scores(queries, vectors, rows), self.tune(vectors)
-        return mixed_gains(dense, self._gate_words, rows, gains, tuned=tuned)
+        dense, weight = dense_scores(queries, vectors, rows), self.tune(vectors).dense_weight
+        return mixed_gains(dense, self._gate_words, rows, gains, dense_weight=weight)
 
     @cached_property
     def lexical(self) -> LexicalIndex:

@@ -251,17 +251,19 @@ def shelf_rows(
         k: rows a query.
 
     Returns:
-        Rows, (Q, k), best first; -1 past the last candidate.
+        Rows, (Q, k), best first; -1 past the last candidate. What is popular is no answer: where
+        nothing else is found there are no rows.
     """
     ranked = np.full((len(texts), k), -1, np.int64)
     for line, text, vector in zip(ranked, texts, vectors, strict=True):
-        rows = shelf.find(Ask(text=text, vector=vector)).candidates[:k]
+        found = shelf.find(Ask(text=text, vector=vector))
+        rows = found.candidates[:k] if not found.fallback else found.candidates[:0]
         line[: len(rows)] = rows
     return ranked
 
 
 def rrf_rows(*rankings: Ranked, depth: int) -> Ranked:
-    """Reciprocal rank fusion, which has no weight, of the same candidates as the shelf's.
+    """Reciprocal rank fusion, which has no weight, of as many candidates as the shelf looks at.
 
     Args:
         rankings: rows, best first, padded with -1, (Q, K) each.

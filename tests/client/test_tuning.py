@@ -1,7 +1,5 @@
 """What tuning reads of the two rankers is what serving would say, product by product."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -9,10 +7,9 @@ from numpy.typing import NDArray
 import client.tuning
 from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
 from shared.metrics import ndcg_of_gains
-from shared.retrieval.hybrid import DEFAULT_DENSE_WEIGHT, MIN_QUERIES, WEIGHTS, K, Tuned, fuse
+from shared.retrieval.hybrid import DEFAULT_DENSE_WEIGHT, MIN_QUERIES, WEIGHTS, fuse
 from shared.retrieval.lexical import LexicalIndex
 from shared.retrieval.plan import build_planned
-from shared.retrieval.relevance import NO_FLOOR, Bar, bar_of
 from shared.retrieval.vectors import VectorIndex
 
 WORDS = ("red", "blue", "boots", "shoes", "hat", "scarf")
@@ -87,26 +84,18 @@ def test_cosines_of_what_was_shown_and_the_best_of_all() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.35, 1.0])
-@pytest.mark.parametrize("floor", [NO_FLOOR, 0.6])
-def test_the_mix_is_that_of_serving(weight: float, floor: float) -> None:
-    """Every product shown: what is above the bar in the order of the fused lists, then nothing."""
+def test_the_mix_is_that_of_serving(weight: float) -> None:
+    """Every product shown: the scores, and the order, of the fused lists."""
     log = Log()
     log.rows = [np.arange(NUM_PRODUCTS)] * NUM_QUERIES
     index = VectorIndex.over(build_planned(log.products, seed=0))
-    gains = [np.arange(1.0, 1 + NUM_PRODUCTS)] * NUM_QUERIES  # a row's number, from 1, is its gain
-    ordered = mixed_gains(*log.said(), log.rows, gains, tuned=Tuned(weight, {}, 0, floor))
-    num_cut = 0
+    gains = [np.arange(float(NUM_PRODUCTS))] * NUM_QUERIES  # a row's number is its gain
+    ordered = mixed_gains(*log.said(), log.rows, gains, dense_weight=weight)
     for at, found in enumerate(ordered):
         cosines, rows = index.search(log.vectors[at][None], NUM_PRODUCTS)
         words = log.lexical.search(log.queries[at], NUM_PRODUCTS)
         fused = fuse((rows[0], cosines[0]), words, dense_weight=weight)
-        bar = bar_of(cosines.max(), words[1].max(initial=0.0), dense_floor=floor)
-        seen = fused.where(bar.reached(fused.dense, fused.lexical)).rows
-        num_cut += NUM_PRODUCTS - len(seen)
-        assert found[: len(seen)].astype(int).tolist() == (seen + 1).tolist()
-        assert not found[len(seen) : len(seen) + K].any()
-        assert sorted(found[found > 0].astype(int)) == list(range(1, 1 + NUM_PRODUCTS))
-    assert num_cut > 0
+        assert found.astype(int).tolist() == fused.rows.tolist()
 
 
 def gains_by(scores: list[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
@@ -128,11 +117,7 @@ def test_clicks_that_only_one_ranker_explains_are_given_to_it() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_mix_is_never_worse_on_these_clicks_than_either_alone(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    all_answer = Bar(-2.0, 0.0, -2.0, 0.0)  # tuning is about order alone
-    monkeypatch.setattr(client.tuning, "bar_of", lambda *_, dense_floor: all_answer)
+def test_the_mix_is_never_worse_on_these_clicks_than_either_alone(seed: int) -> None:
     log, rng = Log(seed), np.random.default_rng(seed)
     dense, lexical = log.said()
     gains = [rng.random(len(rows)) * (rng.random(len(rows)) < 0.5) for rows in log.rows]
@@ -141,10 +126,8 @@ def test_the_mix_is_never_worse_on_these_clicks_than_either_alone(
     best_alone = max(tuned.figures[0.0], tuned.figures[1.0])
     assert tuned.figures[tuned.dense_weight] >= best_alone
     for weight in (0.0, 0.25, 0.6, 1.0):
-        mix = mixed_gains(
-            dense, lexical, log.rows, gains, tuned=replace(tuned, dense_weight=weight)
-        )
-        assert ndcg_of_gains(mix, k=10) == pytest.approx(tuned.figures[weight])
+        ordered = mixed_gains(dense, lexical, log.rows, gains, dense_weight=weight)
+        assert ndcg_of_gains(ordered, k=10) == pytest.approx(tuned.figures[weight])
 
 
 def test_too_few_clicks_leave_the_default() -> None:

@@ -26,7 +26,6 @@ from shared.errors import ConfigError, FederationError
 from shared.metrics import ndcg_of_gains
 from shared.release import read_current, read_release
 from shared.retrieval.hybrid import fuse
-from shared.retrieval.relevance import bar_of
 from shared.retrieval.shelf import DEPTH
 from shared.schema import SharingConfig, load_region_config, render_region_toml
 from simulations.engine import LocalGrid
@@ -79,19 +78,15 @@ def measured(worker: Worker, adapter: Adapter) -> float:
     """Pooled nDCG@10 on a region's gate clicks, query by query as shoppers would see it."""
     worker.encoder.load_adapter(adapter)
     vectors = worker.encoder.product_matrix(worker.products)
-    tuned, gate = worker.tune(vectors), worker.gate
+    weight, gate = worker.tune(vectors).dense_weight, worker.gate
     queries = worker.encoder.query_matrix(worker.query_prefixes(gate.queries))
     ordered = []
     for text, query, rows, gains in zip(gate.queries, queries, gate.rows, gate.gains, strict=True):
         cosines = vectors @ query
         order = np.lexsort((np.arange(len(cosines)), -cosines))
         words = worker.lexical.search(text, DEPTH)
-        fused = fuse((order, cosines[order]), words, dense_weight=tuned.dense_weight)
-        best = float(cosines.max()), float(words[1].max(initial=0.0))
-        reached = bar_of(*best, dense_floor=tuned.dense_floor).reached(fused.dense, fused.lexical)
-        gain_of = dict(zip(rows.tolist(), gains.tolist(), strict=True))
-        seen = [gain_of.pop(row) for row in fused.where(reached).rows.tolist() if row in gain_of]
-        ordered.append(np.array([*seen, *[0.0] * 10, *gain_of.values()]))
+        fused = fuse((order, cosines[order]), words, dense_weight=weight).rows.tolist()
+        ordered.append(gains[np.argsort([fused.index(row) for row in rows.tolist()])])
     return ndcg_of_gains(ordered, k=10)
 
 
