@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from client.service.report import ServiceReport
     from shared.encoders.encoder import Encoder
     from shared.retrieval.shelf import Found, Shelf
-    from shared.schema import RegionConfig
 
 app = typer.Typer(help="A region: search its catalog.")
 region = typer.Typer(help="Run a region of a federation.", no_args_is_help=True)
@@ -175,7 +174,7 @@ def report(at: _Region = _HERE, as_json: _Json = False) -> None:
     if as_json:
         typer.echo(json.dumps(found.to_json()))
     else:
-        _print_report(found, config)
+        _print_report(found)
 
 
 @region.command()
@@ -261,7 +260,7 @@ def unpin(at: _Region = _HERE, as_json: _Json = False) -> None:
     line_printer(as_json)(unpin_release(_folder(at)))
 
 
-def _print_report(found: "ServiceReport", config: "RegionConfig") -> None:
+def _print_report(found: "ServiceReport") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -269,21 +268,20 @@ def _print_report(found: "ServiceReport", config: "RegionConfig") -> None:
     for row in found.usage:
         share = f"{row.clicked / row.answers:.1%}"
         first = "" if row.first_position is None else f"{row.first_position:.1f}"
-        table.add_row(row.ranker, str(row.release), str(row.answers), share, first)
+        ranker = row.ranker.replace(":", ": ")  # a narrow terminal may break the line there
+        table.add_row(ranker, str(row.release), str(row.answers), share, first)
     console = Console()
     console.print(table)
     if found.num_bots:
         console.print(f"{found.num_bots} shoppers behave like bots and are left out")
-    said, experiment = found.verdict, config.serve.experiment if config.serve else None
-    if said is None:
-        return
-    names = (experiment.a, experiment.b) if experiment else ("a", "b")
-    console.print(
-        f"{names[0]} against {names[1]}: {said.wins_a} to {said.wins_b}, {said.ties} ties in"
-        f" {found.interleaved} answers; share {said.share_a:.3f} ({said.low:.3f} to"
-        f" {said.high:.3f}), p = {said.p_value:.3g}",
-        highlight=False,
-    )
+    for one in found.experiments:
+        said = one.verdict
+        console.print(
+            f"{one.a} against {one.b}, release {one.release}: {said.wins_a} to {said.wins_b},"
+            f" {said.ties} ties in {one.answers} answers; share {said.share_a:.3f}"
+            f" ({said.low:.3f} to {said.high:.3f}), p = {said.p_value:.3g}",
+            highlight=False,
+        )
 
 
 def _folder(at: Path) -> Path:

@@ -109,7 +109,7 @@ def _attend(
                 said = _look(publication, on_line, said)
             _refresh(service, worker, on_line)
             if service is not None:
-                service.keep_house()
+                service.keep_house(worker)
             stop.wait(worker.region.config.publication.poll_s)
             if service is not None and service.wants_rebuild:
                 return

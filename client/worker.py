@@ -27,7 +27,12 @@ from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains
 from shared.adapter import Adapter, schema_hash, subtract
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
-from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
+from shared.encoders.prefix_cache import (
+    TextPrefixes,
+    image_prefixes,
+    text_folder,
+    text_prefixes,
+)
 from shared.errors import ConfigError, DataError, RetrievalError
 from shared.retrieval.hybrid import Tuned
 from shared.retrieval.lexical import LexicalIndex, documents_of
@@ -163,6 +168,12 @@ class Worker:
             ),
             np.array([bool(text) for text in texts]),
         )
+
+    @property
+    def catalog_texts(self) -> Path:
+        """Where kept activations of the catalog's texts are, or will be; they hold no query."""
+        cache, fingerprint = self.region.state / "prefix_cache", self.encoder.base.fingerprint
+        return text_folder(cache, self.encoder.text, fingerprint, self.region.texts)
 
     def query_prefixes(self, queries: list[str]) -> TextPrefixes:
         """Kept activations of a list of queries."""

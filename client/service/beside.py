@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from client.decisions import read_state
+from client.erasure import forget_the_past
 from client.indexing import load_pulled_release
 from client.region import Region
 from client.service.encoding import Edition
-from client.service.events import EventStore, expire
+from client.service.events import EventStore
 from client.service.listen import serve_wires
 from client.service.observe import Observer, request_lines
 from client.service.overlay import Overlay
@@ -78,6 +79,8 @@ class Service:
             pointer = read_pointer(region.state)
             if pointer.index == self._shop.index and region is self._region:
                 return False
+            if region is not self._region:  # perhaps because somebody is to be forgotten
+                self._forget_queries()
             index = _index(region, pointer)
             current = self._open(worker, pointer, index)
             former = read_state(region.state).previous
@@ -96,17 +99,26 @@ class Service:
         self._editions = {n: edition for n, edition in self._editions.items() if n in kept}
         return True
 
-    def keep_house(self) -> None:
-        """Now and then: mark bots, and let go of events past their time."""
+    def keep_house(self, worker: Worker) -> None:
+        """Now and then: mark bots, and let go of events past their time and what came of them.
+
+        Args:
+            worker: of the region, as it is open now.
+        """
         if self._region is None or time.monotonic() - self._kept_house_at < HOUSEKEEPING_S:
             return
         self._kept_house_at = time.monotonic()
-        oldest = datetime.now(UTC) - timedelta(days=self._config.retention_days)
+        retention = timedelta(days=self._config.retention_days)
         try:
             self._events.mark_bots()
-            expire(self._region.state / EVENTS_FILE, oldest)
+            forget_the_past(self._region.state, retention=retention, keep=worker.catalog_texts)
         except FedshelfError as error:  # searches go on; the next time may be a better one
             log.warning("%s", error)
+
+    def _forget_queries(self) -> None:
+        """Keep no vector of what was typed before."""
+        for edition in self._editions.values():
+            edition.kept.clear()
 
     def _open(self, worker: Worker, pointer: IndexPointer, index: OpenIndex) -> Opened:
         region = worker.region
@@ -162,7 +174,9 @@ def serving(
         stack.enter_context(request_lines(sys.stderr))
         store = stack.enter_context(Store(region.state / EVENTS_FILE))
         events, overlay, observer = EventStore(store), Overlay.open(store), Observer()
-        observer.watch_losses(lambda: events.lost_answers)
+        observer.watch_store(
+            lost_answers=lambda: events.lost_answers, queued_rows=lambda: store.queued_rows
+        )
         shop = Shop(
             region, config, events=events, overlay=overlay, observer=observer, priority=Priority()
         )

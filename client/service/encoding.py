@@ -2,7 +2,7 @@
 
 Ten threads that each encode one query fight over two cores; one thread that encodes ten queries in
 one pass does not, and an encoder need not be safe for several threads. Vectors of words are kept
-under the encoder's digest, so a vector of one release can never meet the index of another.
+beside the encoder that made them, so a vector of one release can never meet the index of another.
 """
 
 import threading
@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -46,11 +47,41 @@ class ServingEncoder(Protocol):
         """Unit vectors (N, D) of products."""
 
 
-class Edition(NamedTuple):
-    """An encoder with its digest, which costs something to compute."""
+class KeptVectors:
+    """Vectors of what was typed lately, the least recently used one dropped first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Vector] = OrderedDict()
+
+    def recall(self, text: str) -> Vector | None:
+        """The vector of a text, (D,), if it is kept."""
+        with self._lock:
+            if text not in self._kept:
+                return None
+            self._kept.move_to_end(text)
+            return self._kept[text]
+
+    def keep(self, text: str, vector: Vector) -> None:
+        """Keep the vector of a text."""
+        with self._lock:
+            self._kept[text] = vector
+            while len(self._kept) > KEPT_VECTORS:
+                self._kept.popitem(last=False)
+
+    def clear(self) -> None:
+        """Keep nothing of what was typed so far."""
+        with self._lock:
+            self._kept.clear()
+
+
+@dataclass(frozen=True)
+class Edition:
+    """An encoder with its digest, which costs something to compute, and what it encoded."""
 
     digest: str
     encoder: ServingEncoder
+    kept: KeptVectors = field(default_factory=KeptVectors, compare=False)
 
 
 class _Job(NamedTuple):
@@ -73,7 +104,6 @@ class QueryEncoding:
         self._jobs: deque[_Job | _Task] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._kept: OrderedDict[tuple[str, str], Vector] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
         self._thread.start()
 
@@ -96,14 +126,13 @@ class QueryEncoding:
         Raises:
             RequestError: not a readable photo, too late, or the service stops.
         """
-        key = (edition.digest, text or "")
-        if image is None and (found := self._recall(key)) is not None:
+        if image is None and (found := edition.kept.recall(text or "")) is not None:
             return found
         job = _Job(edition, text or None, image, deadline, Future())
         self._put(job)
         vector = self._result(job)
         if image is None:
-            self._keep(key, vector)
+            edition.kept.keep(text or "", vector)
         return vector
 
     def products(
@@ -147,19 +176,6 @@ class QueryEncoding:
             return job.future.result(timeout=left)
         except FutureTimeoutError:
             raise RequestError("deadline", "the query was not encoded in time") from None
-
-    def _recall(self, key: tuple[str, str]) -> Vector | None:
-        with self._wake:
-            if key not in self._kept:
-                return None
-            self._kept.move_to_end(key)
-            return self._kept[key]
-
-    def _keep(self, key: tuple[str, str], vector: Vector) -> None:
-        with self._wake:
-            self._kept[key] = vector
-            while len(self._kept) > KEPT_VECTORS:
-                self._kept.popitem(last=False)
 
     def _run(self) -> None:
         while taken := self._take():

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 
@@ -42,6 +43,9 @@ DOUBLED_WITHIN = timedelta(seconds=2)
 MAX_REQUESTS_A_MINUTE = 60
 MIN_SWEPT_PRODUCTS, MIN_SWEPT_REQUESTS = 5, 10
 INSTANT, MIN_INSTANT_CLICKS = timedelta(milliseconds=100), 5
+
+POPULAR: Final = "popular"  # the ranker of what is shown where nothing was asked for, or found
+_INTERLEAVED: Final = "interleaved"
 
 _FETCHED_ROWS = 50_000  # at a time: as Python objects they take ten times the memory of a frame
 _TIME = pl.Datetime("us", "UTC")
@@ -104,7 +108,7 @@ class Impressions:
         query: its text, or empty.
         kind: "text", "image", "similar" or "for_you"; only "text" makes training examples.
         user_key: who asked, or empty.
-        ranker: what ordered it.
+        ranker: what ordered it; of two ways in one list, `interleaved_ranker`.
         release: whose encoder answered; 0 is the base alone.
         products: that were shown, of this page.
     """
@@ -142,6 +146,20 @@ class Counts:
 
     impressions: int
     events: int
+
+
+def interleaved_ranker(a: str, b: str) -> str:
+    """The ranker of an answer in which two ways are interleaved; it names both."""
+    return f"{_INTERLEAVED}:{a}|{b}"
+
+
+def compared_ways(ranker: str) -> tuple[str, str]:
+    """The two ways that `interleaved_ranker` was given.
+
+    A log that names none is of a time when one experiment was all there could be: "a" and "b".
+    """
+    a, _, b = ranker.partition(":")[2].partition("|")
+    return (a, b) if a and b else ("a", "b")
 
 
 class EventStore:
@@ -237,8 +255,11 @@ def export_clicks(path: Path) -> pl.DataFrame:
     """The click log that a store amounts to, one row an impression.
 
     Left out are answers to bots, and answers to anything but words alone: a photo, a product or a
-    shopper's history is not kept, so there is nothing to train on. Doubled events and events of
-    bots count for nothing. A purchase counts even where its click was never sent.
+    shopper's history is not kept, so there is nothing to train on. Left out is what is popular,
+    too: it was shown because the words found nothing, and a click on it says nothing of them.
+    Answers for which filters were dropped ("relaxed") stay in, and nothing marks them: the words
+    are what the shopper asked for, and they found every product that is shown. Doubled events and
+    events of bots count for nothing. A purchase counts even where its click was never sent.
 
     Args:
         path: of the store.
@@ -253,7 +274,8 @@ def export_clicks(path: Path) -> pl.DataFrame:
     found = find_bots(tables.requests, tables.impressions, tables.events)
     bots = pl.concat([tables.bots["user_key"], found["user_key"]]).implode()
     by_words = (pl.col("kind") == "text") & (pl.col("query").str.strip_chars() != "")
-    requests = tables.requests.filter(by_words & ~pl.col("user_key").is_in(bots))
+    found_by_them = by_words & (pl.col("ranker") != POPULAR)
+    requests = tables.requests.filter(found_by_them & ~pl.col("user_key").is_in(bots))
     events = tables.events.filter(~pl.col("doubled") & ~pl.col("user_key").is_in(bots))
     return (
         requests.join(tables.impressions, left_on="number", right_on="request")

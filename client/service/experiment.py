@@ -3,7 +3,8 @@
 Interleaving compares two rankers on the same shopper, the same query and the same page (Radlinski,
 Kurup and Joachims 2008). Exploration shows a product that the ranker would not have shown, so that
 its clicks are not only those the ranker asked for. Both happen only where the region's own
-configuration says so, and both are on record with every impression.
+configuration says so, and both are on record with every impression. An answer that is not what was
+asked for (a fallback) takes part in neither.
 """
 
 from collections.abc import Sequence
@@ -13,16 +14,22 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from client.service.events import interleaved_ranker
 from client.service.paging import Answer
 from shared.interleaving import NO_TEAM, TEAM_A, TEAM_B, team_draft
 from shared.retrieval.shelf import Found
 
-DEPTH: Final = 50  # places that are interleaved; below them the first way's order goes on
+DEPTH: Final = 50  # places that are interleaved; below them the answer's own order goes on
 _TEAMS: Final = {TEAM_A: "a", TEAM_B: "b", NO_TEAM: ""}
 
 
 def interleaved(
-    answer: Answer, a: Sequence[str], b: Sequence[str], *, rng: np.random.Generator
+    answer: Answer,
+    a: Sequence[str],
+    b: Sequence[str],
+    *,
+    ways: tuple[str, str],
+    rng: np.random.Generator,
 ) -> Answer:
     """Interleave two orders of product ids into an answer.
 
@@ -30,19 +37,21 @@ def interleaved(
         answer: whose shelf has the products; ids it does not have are left out.
         a: ids, best first, of the first way.
         b: ids, best first, of the second way.
+        ways: names of the two, for the record.
         rng: tosses the coins.
 
     Returns:
-        The answer in the interleaved order, with the team of each place.
+        The answer in the interleaved order, with the team of each place, and as long as before:
+        what its total and its facets say of it stays true.
     """
-    first = _rows_of(answer, a)
-    drafted, teams = team_draft(first, _rows_of(answer, b), DEPTH, rng)
-    taken = set(drafted.tolist())
-    rest = [row for row in first.tolist() if row not in taken]
+    own = answer.found.rows.tolist()
+    depth = min(DEPTH, len(own))
+    drafted, teams = team_draft(_rows_of(answer, a), _rows_of(answer, b), depth, rng)
+    rows = list(dict.fromkeys([*drafted.tolist(), *own]))[: len(own)]
     return replace(
         answer,
-        found=_in_order(answer.found, [*drafted.tolist(), *rest]),
-        ranker="interleaved",
+        found=_in_order(answer.found, rows),
+        ranker=interleaved_ranker(*ways),
         teams=tuple(_TEAMS[team] for team in teams.tolist()),
     )
 

@@ -169,7 +169,8 @@ class SearchResponse(Message):
         request_id: names this answer in events.
         release: whose encoder answered; 0 is the base alone.
         encoder_digest: of that encoder; query and product vectors were made by it.
-        ranker: what ordered the hits, e.g. "hybrid".
+        ranker: what ordered the hits, e.g. "hybrid", or "interleaved:hybrid|lexical" where an
+            experiment has two ways in one list.
         total: how many products can be paged through.
         next_cursor: for the next page; None on the last.
         correction: a spelling that finds more, or empty.

@@ -77,6 +77,10 @@ class Observer:
             registry=into,
             buckets=_BUCKETS_S,
         )
+        self._in_stage = Gauge(
+            "fedshelf_stage_in_flight", "Searches in a stage now", ("stage",), registry=into
+        )
+        self._in_stage.labels("encode")  # there before the first search, at 0
         self._searches = Counter("fedshelf_searches", "Searches, pages apart", registry=into)
         self._zero = Counter(
             "fedshelf_zero_results", "Searches that found nothing as asked", registry=into
@@ -96,6 +100,7 @@ class Observer:
         self._lost = Gauge(
             "fedshelf_lost_answers", "Answers whose impressions could not be kept", registry=into
         )
+        self._queued = Gauge("fedshelf_queued_rows", "Rows that wait for the disk", registry=into)
         self._release = Gauge("fedshelf_release", "Number of the current release", registry=into)
         self._encoder = Gauge(
             "fedshelf_encoder_info", "The current encoder", ("encoder_digest",), registry=into
@@ -114,13 +119,17 @@ class Observer:
         self._in_flight.set_function(in_flight)
         self._ready.set_function(ready)
 
-    def watch_losses(self, lost_answers: Callable[[], int]) -> None:
+    def watch_store(
+        self, *, lost_answers: Callable[[], int], queued_rows: Callable[[], int]
+    ) -> None:
         """Name what is asked at each reading.
 
         Args:
             lost_answers: answers whose impressions could not be written.
+            queued_rows: rows that wait for the disk.
         """
         self._lost.set_function(lost_answers)
+        self._queued.set_function(queued_rows)
 
     def requested(self, wire: Wire, method: str, code: str, seconds: float) -> None:
         """Count a request that is over.
@@ -136,7 +145,7 @@ class Observer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time one stage of a search.
+        """Time one stage of a search, and count those who are in it.
 
         Args:
             name: such as "encode", "dense", "lexical", "fuse" or "page"; from a closed list.
@@ -146,7 +155,8 @@ class Observer:
         """
         start = time.perf_counter()
         try:
-            yield
+            with self._in_stage.labels(name).track_inprogress():
+                yield
         finally:
             self._stages.labels(name).observe(time.perf_counter() - start)
 

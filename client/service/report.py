@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from client.service.events import EventTables, find_bots, read_tables
+from client.service.events import EventTables, compared_ways, find_bots, read_tables
 from shared.interleaving import Verdict, verdict
 
 
@@ -27,20 +27,37 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Experiment:
+    """Two ways to answer in one list, under one release, bots left out.
+
+    Attributes:
+        a: the first way, as region.toml named it when the answers were given.
+        b: the second one.
+        release: that was current.
+        answers: in which the two were interleaved.
+        verdict: what their clicks say.
+    """
+
+    a: str
+    b: str
+    release: int
+    answers: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class ServiceReport:
     """What `fedshelf region report` says.
 
     Attributes:
         usage: by ranker and release, most used first.
         num_bots: shoppers whose answers and events are left out.
-        interleaved: answers in which two ways were interleaved.
-        verdict: of the interleaving; None where nothing was interleaved.
+        experiments: each pair of ways under each release, in order of their first answers.
     """
 
     usage: list[Usage]
     num_bots: int
-    interleaved: int
-    verdict: Verdict | None
+    experiments: list[Experiment]
 
     def to_json(self) -> dict[str, object]:
         """As plain values."""
@@ -69,12 +86,10 @@ def report_of(tables: EventTables) -> ServiceReport:
     acted = shown.join(
         events.select("request_id", "product_id").unique(), on=("request_id", "product_id")
     )
-    wins = _wins(shown, acted)
     return ServiceReport(
         usage=_usage(requests, acted),
         num_bots=len(bots),
-        interleaved=wins.height,
-        verdict=_verdict(wins) if wins.height else None,
+        experiments=_experiments(_wins(shown, acted)),
     )
 
 
@@ -94,12 +109,21 @@ def _usage(requests: pl.DataFrame, acted: pl.DataFrame) -> list[Usage]:
 
 
 def _wins(shown: pl.DataFrame, acted: pl.DataFrame) -> pl.DataFrame:
-    """Clicked products of each team for every interleaved answer: number, a, b."""
+    """Clicked products of each team for every interleaved answer: ranker, release, a, b."""
     counts = acted.group_by("number").agg(
         *((pl.col("team") == team).sum().cast(pl.Int64).alias(team) for team in ("a", "b"))
     )
-    interleaved = shown.filter(pl.col("team") != "").select("number").unique()
-    return interleaved.join(counts, on="number", how="left").fill_null(0)
+    interleaved = shown.filter(pl.col("team") != "").select("number", "ranker", "release").unique()
+    return interleaved.join(counts, on="number", how="left").fill_null(0).sort("number")
+
+
+def _experiments(wins: pl.DataFrame) -> list[Experiment]:
+    """What is of other ways, or of another release, is another question: nothing is pooled."""
+    groups = wins.partition_by("ranker", "release", as_dict=True, maintain_order=True)
+    return [
+        Experiment(*compared_ways(ranker), release, group.height, _verdict(group))
+        for (ranker, release), group in groups.items()
+    ]
 
 
 def _verdict(wins: pl.DataFrame) -> Verdict:

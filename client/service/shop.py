@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from client.region import Region, photo_problem, product_texts
 from client.service.doorway import photo_path
 from client.service.encoding import Edition, QueryEncoding
-from client.service.events import EventStore, Impression, Impressions
+from client.service.events import POPULAR, EventStore, Impression, Impressions
 from client.service.experiment import explored, interleaved
 from client.service.failures import RequestError
 from client.service.messages import (
@@ -319,7 +319,8 @@ class Shop:
             asked=_fingerprint(request),
         )
         self._observer.found(len(found.rows), found.fallback)
-        if request.sort != "relevance" or request.release is not None or request.ranker is not None:
+        chosen = request.release is not None or request.ranker is not None
+        if request.sort != "relevance" or chosen or found.fallback:
             return answer
         return self._explored(self._interleaved(answer, ask), request.k)
 
@@ -405,11 +406,12 @@ class Shop:
         alone = len(self._require_open()) == 1 and "previous" in (experiment.a, experiment.b)
         if alone or not answer.ask.text:  # the two ways would be one, and every answer a tie
             return answer
-        ways = [self._by_way(way, answer, ask) for way in (experiment.a, experiment.b)]
-        return interleaved(answer, ways[0], ways[1], rng=self._random)
+        ways = (experiment.a, experiment.b)
+        a, b = (self._by_way(way, answer, ask) for way in ways)
+        return interleaved(answer, a, b, ways=ways, rng=self._random)
 
     def _by_way(self, way: str, answer: Answer, ask: Callable[[Opened], Ask]) -> list[str]:
-        """Ids in the order of one way to answer."""
+        """Ids in the order of one way to answer; none where it finds nothing that was asked for."""
         if way == "current":
             shelf, found = answer.shelf, answer.found
         elif way == "previous":
@@ -419,6 +421,8 @@ class Shop:
         else:
             shelf = answer.shelf
             found = shelf.find(replace(answer.ask, ranker=cast(Ranker, way)))
+        if found.fallback:  # what breaks the shopper's filters, or is merely popular
+            return []
         return [shelf.products.product(int(row))["product_id"] for row in found.rows]
 
     def _explored(self, answer: Answer, k: int) -> Answer:
@@ -517,7 +521,7 @@ def _ask(
 def _ranker(ask: Ask, found: Found) -> str:
     """What ordered an answer, for its readers and for the click log."""
     if found.fallback == "popular" or (not ask.text and ask.vector is None):
-        return "popular"
+        return POPULAR
     return ask.ranker if ask.sort == "relevance" else ask.sort
 
 

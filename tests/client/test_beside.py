@@ -1,23 +1,24 @@
 """The service follows `state/current`, whoever puts an index there and whatever goes wrong."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from small_registry import NOW, TITLES, Headquarters, write_catalog, write_region
-from words_shop import WordEncoder, WordsShop, adapter_of, ids, product
+from small_beside import Beside
+from small_registry import TITLES, Headquarters, write_catalog, write_region
+from words_shop import WordEncoder, adapter_of, ids, product
 
-from client.publication import Publication, pin
-from client.region import open_region
-from client.service.beside import Service
+from client.erasure import DERIVED_S, EXPIRED, FORGOTTEN, forget_shopper
+from client.publication import pin
+from client.resident import _stamp
+from client.service import beside as service_beside
 from client.service.events import EventStore
 from client.service.failures import RequestError
-from client.service.messages import DeleteRequest, SearchRequest, UpsertRequest
-from client.worker import Worker
+from client.service.messages import DeleteRequest, UpsertRequest
 from shared.errors import ConfigError
 
 RULES = '\n[serve]\nrules = "rules.toml"\n'
@@ -33,35 +34,6 @@ def folder(tmp_path: Path, headquarters: Headquarters) -> Path:
     write_region(tmp_path / "north", headquarters, RULES)
     (tmp_path / "north" / "rules.toml").write_text("")
     return tmp_path / "north"
-
-
-class Beside:
-    """A service beside a worker of word encoders; what the process of `region serve` has."""
-
-    def __init__(self, folder: Path, **options: Any) -> None:
-        self.folder = folder
-        self.parts = WordsShop(folder, **options)
-        parts = self.parts
-        self.shop = parts.shop
-        self.service = Service(
-            parts.shop, parts.events, parts.overlay, parts.observer, parts.config
-        )
-        self.reopen()
-
-    def reopen(self) -> None:
-        """As after a change of the catalog."""
-        worker = SimpleNamespace(region=open_region(self.folder), encoder=WordEncoder())
-        self.worker = cast(Worker, worker)
-
-    def look(self) -> None:
-        """One look at headquarters."""
-        Publication(self.worker.region, encoder=WordEncoder).step(now=NOW)
-
-    def refresh(self) -> bool:
-        return self.service.refresh(self.worker)
-
-    def search(self, query: str, **options: Any) -> Any:
-        return self.shop.search(SearchRequest(query=query, **options))
 
 
 @pytest.fixture
@@ -188,7 +160,7 @@ def test_events_past_their_time_are_let_go(folder: Path, headquarters: Headquart
     try:
         headquarters.release(adapter=adapter_of(1))
         beside.look()
-        beside.service.keep_house()  # before there is a region: nothing
+        beside.service.keep_house(beside.worker)  # before there is a region: nothing
         beside.refresh()
         beside.search("a phone")
         old = beside.parts.tables().requests["request_id"].to_list()
@@ -198,7 +170,7 @@ def test_events_past_their_time_are_let_go(folder: Path, headquarters: Headquart
             lambda connection: connection.execute("UPDATE requests SET ts = ?", (int(past),))
         ).result()
         beside.search("red boots")
-        beside.service.keep_house()
+        beside.service.keep_house(beside.worker)
         kept = beside.parts.tables().requests["request_id"].to_list()
         assert len(old) == len(kept) == 1 and old != kept
     finally:
@@ -215,5 +187,108 @@ def test_what_fails_while_keeping_house_does_not_end_the_service(
     beside.look()
     beside.refresh()
     monkeypatch.setattr(EventStore, "mark_bots", full)
-    beside.service.keep_house()
+    beside.service.keep_house(beside.worker)
     assert beside.search("a phone").hits
+
+
+class Retention:
+    """A service that is one hour of housekeeping after another; `wait` moves what is on disk."""
+
+    def __init__(self, beside: Beside, headquarters: Headquarters) -> None:
+        headquarters.release(adapter=adapter_of(1))
+        beside.look()
+        beside.refresh()
+        self.beside, self.state = beside, beside.folder / "state"
+        self.cache = self.state / "prefix_cache"
+
+    def search_long_ago(self) -> None:
+        """An answer that was given before anything that is kept."""
+        self.beside.search("a phone")
+        days = timedelta(days=self.beside.parts.config.retention_days + 1)
+        past = (datetime.now(UTC) - days).timestamp() * 1e6
+        self.beside.parts.store.submit(
+            lambda connection: connection.execute("UPDATE requests SET ts = ?", (int(past),))
+        ).result()
+
+    def derive(self) -> None:
+        """Keep activations, as a worker does that trains."""
+        for name in ("text-catalog", "text-queries", "image-photos"):
+            (self.cache / name).mkdir(parents=True, exist_ok=True)
+
+    def kept(self) -> set[str]:
+        return {path.name for path in self.cache.glob("*-*")}
+
+    def keep_house(self) -> bool:
+        """One hour; whether the worker is to open the region again."""
+        before = _stamp(self.beside.folder, self.beside.worker.region.config)
+        self.beside.service.keep_house(self.beside.worker)
+        return _stamp(self.beside.folder, self.beside.worker.region.config) != before
+
+    def a_day_passes(self) -> None:
+        path = self.state / FORGOTTEN
+        then = path.stat().st_mtime - DERIVED_S
+        os.utime(path, (then, then))
+
+
+@pytest.fixture
+def retention(
+    beside: Beside, headquarters: Headquarters, monkeypatch: pytest.MonkeyPatch
+) -> Retention:
+    monkeypatch.setattr(service_beside, "HOUSEKEEPING_S", 0.0)
+    return Retention(beside, headquarters)
+
+
+ALL = {"text-catalog", "text-queries", "image-photos"}
+
+
+def test_what_was_derived_from_expired_queries_goes_with_them(retention: Retention) -> None:
+    retention.derive()
+    assert not retention.keep_house() and retention.kept() == ALL  # nothing has expired
+    retention.search_long_ago()
+    assert retention.keep_house()
+    assert retention.kept() == ALL - {"text-queries"}
+    assert not (retention.state / EXPIRED).exists()
+
+
+def test_the_worker_reopens_for_that_once_a_day_at_most(
+    retention: Retention,
+) -> None:
+    retention.search_long_ago()
+    assert retention.keep_house()
+    retention.derive()
+    retention.search_long_ago()
+    assert not retention.keep_house() and retention.kept() == ALL
+    assert retention.beside.parts.tables().requests.height == 0  # events themselves do not wait
+    retention.a_day_passes()  # and nothing more expires: it is owed from before
+    assert retention.keep_house() and retention.kept() == ALL - {"text-queries"}
+    retention.derive()
+    retention.a_day_passes()
+    assert not retention.keep_house() and retention.kept() == ALL
+
+
+def test_no_vector_of_a_forgotten_shoppers_query_is_kept(
+    beside: Beside, headquarters: Headquarters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str | None] = []
+
+    def noting(encoder: WordEncoder, texts: Any, images: Any) -> Any:
+        encoded.extend(texts)
+        return plain(encoder, texts, images)
+
+    plain = WordEncoder.encode_queries
+    monkeypatch.setattr(WordEncoder, "encode_queries", noting)
+    headquarters.release(adapter=adapter_of(1))
+    beside.look()
+    beside.refresh()
+
+    def times_encoded() -> int:
+        beside.search("my secret wish", user_key="me")
+        return encoded.count("my secret wish")
+
+    assert [times_encoded(), times_encoded()] == [1, 1]
+    before = _stamp(beside.folder, beside.worker.region.config)
+    forget_shopper(beside.folder, "me")
+    assert _stamp(beside.folder, beside.worker.region.config) != before  # so the worker reopens:
+    beside.reopen()
+    assert beside.refresh()
+    assert [times_encoded(), times_encoded()] == [2, 2]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from client.service.encoding import MAX_BATCH, Edition, QueryEncoding
+from client.service.encoding import MAX_BATCH, Edition, KeptVectors, QueryEncoding
 from client.service.failures import RequestError
 from shared.errors import DataError
 
@@ -76,9 +76,29 @@ def test_what_waits_is_encoded_together(encoding: QueryEncoding) -> None:
 
 def test_the_same_words_are_encoded_once_for_each_encoder(encoding: QueryEncoding) -> None:
     first, second = Letters(), Letters("b" * 64)
-    for encoder in (first, second, first, second):
-        encoding.vector(edition(encoder), "abc")
+    one, other = edition(first), edition(second)
+    for each in (one, other, one, other):
+        encoding.vector(each, "abc")
     assert (first.batches, second.batches) == ([1], [1])
+
+
+def test_what_is_cleared_is_encoded_again(encoding: QueryEncoding) -> None:
+    encoder = Letters()
+    one = edition(encoder)
+    encoding.vector(one, "abc")
+    one.kept.clear()
+    encoding.vector(one, "abc")
+    assert encoder.batches == [1, 1]
+
+
+def test_the_text_used_least_lately_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.service.encoding.KEPT_VECTORS", 2)
+    kept, vector = KeptVectors(), np.ones(3, np.float32)
+    for text in ("a", "b"):
+        kept.keep(text, vector)
+    kept.recall("a")
+    kept.keep("c", vector)
+    assert [kept.recall(text) is None for text in "abc"] == [False, True, False]
 
 
 def test_one_bad_photo_fails_alone(encoding: QueryEncoding) -> None:

@@ -17,10 +17,12 @@ from client.service.events import (
     Impression,
     Impressions,
     _delete_shopper,
+    compared_ways,
     expire,
     export_clicks,
     find_bots,
     forget,
+    interleaved_ranker,
     mark_doubled,
     read_tables,
     remove_query_activations,
@@ -136,6 +138,24 @@ def test_a_purchase_without_a_click_trains(log, path):
     examples = make_examples(export_clicks(path), pl.Series(["a", "b"]))
     assert examples.queries == ["boots"]
     assert examples.product_row.tolist() == [0]
+
+
+def test_what_was_popular_where_words_found_nothing_trains_nothing(log, path):
+    log.log_impressions(answer("r", query="zzzzqq", ranker="popular"))
+    log.log_impressions(answer("s"))
+    accepted(log, event("e1"), event("e2", "s", "b"))
+    assert done(path, "query", "clicked") == [("s", "a", "boots", False), ("s", "b", "boots", True)]
+    assert read_tables(path).events.height == 2  # kept all the same, for the report
+
+
+@given(*2 * [st.sampled_from(["current", "previous", "hybrid", "dense", "lexical"])])
+def test_a_ranker_of_two_ways_tells_which(a, b):
+    assert compared_ways(interleaved_ranker(a, b)) == (a, b)
+
+
+@pytest.mark.parametrize("ranker", ["interleaved", "interleaved:", "interleaved:a", "hybrid"])
+def test_a_ranker_that_names_no_ways_has_two_all_the_same(ranker):
+    assert compared_ways(ranker) == ("a", "b")
 
 
 @pytest.mark.parametrize("fields", [{"kind": "image"}, {"kind": "similar"}, {"query": " "}])

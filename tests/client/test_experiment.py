@@ -21,6 +21,7 @@ from shared.retrieval.shelf import Ask
 IDS = [f"p{number}" for number in range(12)]
 SHELF = shelf_of({one: f"title of {one}" for one in IDS})
 ANSWER = answer_of(SHELF)
+WAYS = ("hybrid", "lexical")
 ORDERS = st.lists(st.sampled_from([*IDS, "nowhere"]), unique=True, max_size=len(IDS))
 
 
@@ -47,48 +48,60 @@ def cells(answer: Answer) -> dict[int, tuple[float, tuple[int, ...]]]:
 def test_it_is_the_draft_of_the_products_that_are_here(
     a: list[str], b: list[str], seed: int
 ) -> None:
-    mixed = interleaved(ANSWER, a, b, rng=rng(seed))
+    mixed = interleaved(ANSWER, a, b, ways=WAYS, rng=rng(seed))
     rows = [np.array([IDS.index(one) for one in ids if one in IDS], np.int64) for ids in (a, b)]
     drafted, teams = team_draft(rows[0], rows[1], 50, rng(seed))
-    assert mixed.found.rows.tolist() == drafted.tolist()
+    assert mixed.found.rows[: len(drafted)].tolist() == drafted.tolist()
+    rest = [row for row in ANSWER.found.rows.tolist() if row not in drafted.tolist()]
+    assert mixed.found.rows[len(drafted) :].tolist() == rest  # its total is true
     words = {TEAM_A: "a", TEAM_B: "b"}
     assert list(mixed.teams) == [words.get(team, "") for team in teams.tolist()]
-    assert set(shown(mixed)) == {*a, *b} - {"nowhere"}
     assert cells(mixed) == {row: cells(ANSWER)[row] for row in mixed.found.rows.tolist()}
     assert mixed.found.rows.dtype == np.int64 and mixed.found.scores.dtype == np.float32
-    assert mixed.ranker == "interleaved"
+    assert mixed.ranker == "interleaved:hybrid|lexical"
     kept = replace(mixed, found=ANSWER.found, ranker=ANSWER.ranker, teams=ANSWER.teams)
     assert kept == ANSWER  # nothing else is another
 
 
-def test_below_the_draft_the_first_way_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_below_the_draft_the_answer_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.service.experiment, "DEPTH", 4)
-    a, b = IDS, IDS[::-1]
-    mixed = interleaved(ANSWER, a, b, rng=rng())
+    mixed = interleaved(ANSWER, IDS, IDS[::-1], ways=WAYS, rng=rng())
     assert len(mixed.teams) == 4 and set(mixed.teams) == {"a", "b"}
-    assert shown(mixed)[4:] == [one for one in a if one not in shown(mixed)[:4]]
+    assert shown(mixed)[4:] == [one for one in shown(ANSWER) if one not in shown(mixed)[:4]]
     assert sorted(shown(mixed)) == sorted(IDS)
 
 
 def test_two_equal_ways_are_that_way() -> None:
     for seed in range(20):
-        assert shown(interleaved(ANSWER, IDS, IDS, rng=rng(seed))) == IDS
+        assert shown(interleaved(ANSWER, IDS, IDS, ways=WAYS, rng=rng(seed))) == IDS
 
 
 def test_both_ways_get_as_many_places() -> None:
     counts: Counter[str] = Counter()
     for seed in range(300):
-        counts.update(interleaved(ANSWER, IDS[:6], IDS[6:], rng=rng(seed)).teams)
+        mixed = interleaved(ANSWER, IDS[:6], IDS[6:], ways=WAYS, rng=rng(seed))
+        counts.update(mixed.teams)
     assert counts == {"a": 300 * 6, "b": 300 * 6}
 
 
 def test_a_product_that_only_the_other_way_found_has_no_score_here() -> None:
-    few = answer_of(SHELF, Ask(text="p3", ranker="lexical"))
-    mixed = interleaved(few, shown(few), ["p3", "p7"], rng=rng())
-    assert shown(mixed) == ["p3", "p7"]
-    assert mixed.found.scores.tolist() == [few.found.scores[0], 0.0]
+    few = answer_of(SHELF, Ask(text="p3 p4", ranker="lexical"))
+    assert shown(few) == ["p3", "p4"]
+    mixed = interleaved(few, shown(few), ["p7"], ways=WAYS, rng=rng())
+    assert sorted(shown(mixed)) == ["p3", "p7"] and sorted(mixed.teams) == ["a", "b"]
+    scores = dict(zip(shown(mixed), mixed.found.scores.tolist(), strict=True))
+    assert scores == {"p3": few.found.scores[0], "p7": 0.0}
     assert mixed.found.variants == ((), ())
     assert mixed.found.candidates is few.found.candidates
+
+
+@pytest.mark.parametrize(("a", "b"), [([], IDS[::-1]), (IDS[::-1], []), ([], [])])
+def test_a_way_that_finds_nothing_brings_nothing_and_takes_nothing(
+    a: Sequence[str], b: Sequence[str]
+) -> None:
+    mixed = interleaved(ANSWER, a, b, ways=WAYS, rng=rng())
+    assert shown(mixed) == list(a or b or shown(ANSWER))
+    assert set(mixed.teams) <= {""}
 
 
 VARIANTS = shelf_of({"v0": "red boots", "v1": "red boots", "v2": "red boots", "other": "blue hat"})
@@ -100,7 +113,7 @@ def test_variants_of_one_product_are_not_shown_twice(b: Sequence[str]) -> None:
     answer = answer_of(VARIANTS, Ask(text="red boots", vector=vector_of("red boots")))
     assert shown(answer) == ["v0", "other"]
     for seed in range(10):
-        mixed = interleaved(answer, shown(answer), b, rng=rng(seed))
+        mixed = interleaved(answer, shown(answer), b, ways=WAYS, rng=rng(seed))
         assert sorted(shown(mixed)) == ["other", "v0"]
         assert cells(mixed) == cells(answer)
 
@@ -111,7 +124,8 @@ def test_variants_of_one_product_are_not_shown_twice(b: Sequence[str]) -> None:
 @settings(max_examples=200)
 @given(k=st.integers(1, 14), seed=st.integers(0, 1000), drafted=st.booleans())
 def test_one_product_from_below_the_page_comes_up(k: int, seed: int, drafted: bool) -> None:
-    answer = interleaved(ANSWER, IDS[:9], IDS[3:], rng=rng(seed)) if drafted else ANSWER
+    mixed = interleaved(ANSWER, IDS[:9], IDS[3:], ways=WAYS, rng=rng(seed))
+    answer = mixed if drafted else ANSWER
     wild = explored(answer, k, rng=rng(seed))
     before, after = answer.found.rows.tolist(), wild.found.rows.tolist()
     if k >= len(before):
@@ -135,7 +149,7 @@ def test_one_product_from_below_the_page_comes_up(k: int, seed: int, drafted: bo
 
 def test_a_wild_card_from_below_the_draft_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.service.experiment, "DEPTH", 4)
-    drafted = interleaved(ANSWER, IDS, IDS[::-1], rng=rng())
+    drafted = interleaved(ANSWER, IDS, IDS[::-1], ways=WAYS, rng=rng())
     for seed in range(50):
         wild = explored(drafted, 4, rng=rng(seed))
         team_of = dict(zip(drafted.found.rows.tolist(), drafted.teams, strict=False))

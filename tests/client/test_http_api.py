@@ -12,6 +12,7 @@ import anyio
 import httpx
 import pytest
 import schemathesis
+from beyond_limits import LARGEST, TOO_LARGE, bomb
 from described import hold
 from PIL import Image
 from small_service import SmallService
@@ -268,6 +269,34 @@ def test_a_photo_above_a_limit_is_refused(tmp_path: Path) -> None:
         status, code, text = error(wire.post("SearchByImage", files={"image": image}))
         assert (status, code) == (413, "too_large")
         assert words in text
+    assert wire.service.images == []
+
+
+@pytest.mark.parametrize("field", TOO_LARGE)
+def test_one_more_than_a_limit_is_refused_in_one_line(wire: Wire, field: str) -> None:
+    name, fields = LARGEST[field]
+    assert wire.post(name, json=fields).status_code == 200
+    asked = len(wire.service.deadlines), len(wire.service.events)
+    name, fields = TOO_LARGE[field]
+    status, code, text = error(wire.post(name, json=fields))
+    assert (status, code) == (400, "invalid")
+    assert text.startswith(f"{field}: ") and len(text.splitlines()) == 1 and len(text) < 200
+    assert (len(wire.service.deadlines), len(wire.service.events)) == asked
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        pytest.param(bomb(), "far too many pixels", id="above what PIL opens at all"),
+        pytest.param(bomb(8000, 8000), "8000 x 8000 pixels, at most", id="above our own limit"),
+    ],
+)
+def test_a_photo_that_would_unpack_to_gigabytes_is_refused_by_its_header(
+    wire: Wire, image: bytes, words: str
+) -> None:
+    status, code, text = error(wire.post("SearchByImage", files={"image": image}))
+    assert (status, code) == (413, "too_large")
+    assert text.startswith("image: ") and words in text and len(text.splitlines()) == 1
     assert wire.service.images == []
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import grpc
 import pytest
+from any_bytes import answers_to_any_bytes
+from beyond_limits import LARGEST, TOO_LARGE, bomb
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from small_service import DIGEST, SmallService
 
@@ -31,6 +31,7 @@ from client.service.rpc_api import SERVICE, STATUS, make_rpc_server
 from shared.schema import ServeConfig
 
 TOKEN = "0123456789abcdef"
+GONE = STATUS["gone"]
 
 
 class Wire:
@@ -158,15 +159,11 @@ def test_bytes_that_are_no_message_are_the_callers_mistake(wire: Wire) -> None:
     assert "SearchRequest" in text
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(raw=st.binary(max_size=60), name=st.sampled_from([method.name for method in METHODS]))
-def test_no_bytes_make_the_service_fail(wire: Wire, raw: bytes, name: str) -> None:
-    try:
-        wire.send(name, raw)
-    except grpc.RpcError as error:
-        assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
+def test_no_bytes_make_the_service_fail(wire: Wire) -> None:
+    answers = answers_to_any_bytes(wire.send, max_examples=200)
+    expected = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, GONE}
+    assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT} <= answers.keys()
+    assert answers.keys() <= {grpc.StatusCode.OK, *expected}
 
 
 @pytest.mark.parametrize("code", STATUS)
@@ -210,6 +207,34 @@ def test_a_photo_above_a_limit_or_none_at_all_is_refused(tmp_path: Path) -> None
         assert wire.service.images == []
     finally:
         wire.close()
+
+
+@pytest.mark.parametrize("field", TOO_LARGE)
+def test_one_more_than_a_limit_is_refused_in_one_line(wire: Wire, field: str) -> None:
+    name, fields = LARGEST[field]
+    wire.call(name, **fields)
+    asked = len(wire.service.deadlines), len(wire.service.events)
+    name, fields = TOO_LARGE[field]
+    code, text = failed(lambda: wire.call(name, **fields))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert text.startswith(f"{field}: ") and len(text.splitlines()) == 1 and len(text) < 200
+    assert (len(wire.service.deadlines), len(wire.service.events)) == asked
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        pytest.param(bomb(), "far too many pixels", id="above what PIL opens at all"),
+        pytest.param(bomb(8000, 8000), "8000 x 8000 pixels, at most", id="above our own limit"),
+    ],
+)
+def test_a_photo_that_would_unpack_to_gigabytes_is_refused_by_its_header(
+    wire: Wire, image: bytes, words: str
+) -> None:
+    code, text = failed(lambda: wire.call("SearchByImage", image=image))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert text.startswith("image: ") and words in text and len(text.splitlines()) == 1
+    assert wire.service.images == []
 
 
 def test_a_message_above_the_limit_is_refused(wire: Wire) -> None:

@@ -50,14 +50,33 @@ def test_report_says_how_it_is_used_and_who_wins(folder: Path, call: Call) -> No
     said = call("region", "report", folder)
     assert said.code == 0 and said.err == ""
     assert "interleaved" in said.out and "100.0%" in said.out
-    assert "lexical against dense: " in said.out and "in 4 answers" in " ".join(said.out.split())
+    assert "lexical against dense, release 1: " in said.out
+    assert "in 4 answers" in " ".join(said.out.split())
     facts = json.loads(call("region", "report", folder / "region.toml", "--json").out)
     assert facts["usage"] == [
-        {"ranker": "interleaved", "release": 1, "answers": 4, "clicked": 4, "first_position": 2.5}
+        {
+            "ranker": "interleaved:lexical|dense",
+            "release": 1,
+            "answers": 4,
+            "clicked": 4,
+            "first_position": 2.5,
+        }
     ]
-    assert facts["interleaved"] == 4 and facts["num_bots"] == 0
-    wins = facts["verdict"]
-    assert wins["wins_a"] + wins["wins_b"] == 4 and wins["ties"] == 0
+    assert facts["num_bots"] == 0
+    [found] = facts["experiments"]
+    assert (found["a"], found["b"], found["answers"]) == ("lexical", "dense", 4)
+    assert found["verdict"]["wins_a"] + found["verdict"]["wins_b"] == 4
+    assert found["verdict"]["ties"] == 0
+
+
+def test_an_experiment_keeps_its_name_when_another_one_begins(folder: Path, call: Call) -> None:
+    config = folder / "region.toml"
+    config.write_text(config.read_text("utf-8").replace('"lexical"', '"hybrid"'), "utf-8")
+    with WordsShop(folder, 1) as opened:
+        opened.shop.search(SearchRequest(query="red hat", k=4))
+    said = " ".join(call("region", "report", folder).out.split())
+    assert "lexical against dense, release 1: " in said and "in 4 answers" in said
+    assert "hybrid against dense, release 1: 0 to 0, 0 ties in 1 answers" in said
 
 
 def test_report_before_anything_was_served(tmp_path: Path, call: Call) -> None:

@@ -1,4 +1,4 @@
-"""What a region learns from its own event store: usage by ranker, bots left out, the verdict."""
+"""What a region learns from its own event store: usage by ranker, bots left out, verdicts."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from client.service.events import EventStore, Impression, Impressions, read_tables
+from client.service.events import (
+    EventStore,
+    Impression,
+    Impressions,
+    interleaved_ranker,
+    read_tables,
+)
 from client.service.messages import Event
-from client.service.report import Usage, report, report_of
+from client.service.report import Experiment, Usage, report, report_of
 from client.service.store import Store
 from shared.errors import DataError
 from shared.interleaving import verdict
@@ -92,7 +98,7 @@ def test_usage_is_counted_by_ranker_and_release(log: Log, path: Path) -> None:
         Usage("hybrid", 2, answers=1, clicked=1, first_position=3.0),
         Usage("lexical", 1, answers=1, clicked=0, first_position=None),
     ]
-    assert report(path).verdict is None and report(path).interleaved == 0
+    assert report(path).experiments == []
 
 
 def test_clicks_on_what_was_not_shown_count_for_nobody(log: Log, path: Path) -> None:
@@ -111,9 +117,25 @@ def test_the_verdict_counts_answers_and_not_clicks(log: Log, path: Path) -> None
     log.answer("vwxyz", "v")  # not interleaved
     log.answer("vwxyz", "v", teams=teams, kind="cart", times=3)  # one product, three times: a
     found = report(path)
-    assert found.interleaved == 7
-    assert found.verdict == verdict(3, 1, 1)
-    assert found.verdict.share_a == 3 / 4
+    assert found.experiments == [Experiment("a", "b", 1, 7, verdict(3, 1, 1))]
+    assert found.experiments[0].verdict.share_a == 3 / 4
+
+
+def test_experiments_one_after_the_other_have_a_verdict_each(log: Log, path: Path) -> None:
+    first, second = interleaved_ranker("hybrid", "lexical"), interleaved_ranker("dense", "hybrid")
+    log.answer("vw", "w", teams="ab", ranker="interleaved")  # of a log that named no ways
+    for clicked in "vvw":
+        log.answer("vw", clicked, teams="ab", ranker=first)
+    for clicked in "ww":
+        log.answer("vw", clicked, teams="ab", ranker=second)
+    log.answer("vw", "v", teams="ab", ranker=first, release=2)
+    log.answer("vw", teams="ab", ranker=first)  # and once more the first one
+    assert report(path).experiments == [
+        Experiment("a", "b", 1, 1, verdict(0, 1, 0)),
+        Experiment("hybrid", "lexical", 1, 4, verdict(2, 1, 0)),
+        Experiment("dense", "hybrid", 1, 2, verdict(0, 2, 0)),
+        Experiment("hybrid", "lexical", 2, 1, verdict(1, 0, 0)),
+    ]
 
 
 def test_bots_are_left_out_and_counted(log: Log, path: Path) -> None:
@@ -123,7 +145,7 @@ def test_bots_are_left_out_and_counted(log: Log, path: Path) -> None:
     found = report(path)
     assert found.num_bots == 1
     assert found.usage == [Usage("hybrid", 1, 1, 1, 1.0)]
-    assert found.verdict == verdict(1, 0, 0)
+    assert found.experiments == [Experiment("a", "b", 1, 1, verdict(1, 0, 0))]
     log.events.mark_bots()  # a mark that was written down counts the same
     assert report(path) == found
 
@@ -135,19 +157,19 @@ def test_doubled_clicks_count_once(log: Log, path: Path) -> None:
     third = Event(event_id="3", request_id=request, product_id="b", type="click")
     log.events.log_events([second, third], now=now)
     assert read_tables(path).events["doubled"].to_list() == [False, False, True]
-    assert report(path).verdict == verdict(0, 0, 1)
+    assert report(path).experiments == [Experiment("a", "b", 1, 1, verdict(0, 0, 1))]
 
 
 def test_an_empty_store_says_nothing(log: Log, path: Path) -> None:
     found = report_of(read_tables(path))
-    assert (found.usage, found.num_bots, found.interleaved, found.verdict) == ([], 0, 0, None)
+    assert (found.usage, found.num_bots, found.experiments) == ([], 0, [])
 
 
 def test_it_is_plain_values_in_json(log: Log, path: Path) -> None:
     log.answer("ab", "a", teams="ab")
     read_back = json.loads(json.dumps(report(path).to_json()))
     assert read_back["usage"][0]["clicked"] == 1
-    assert read_back["verdict"]["wins_a"] == 1
+    assert read_back["experiments"][0]["verdict"]["wins_a"] == 1
 
 
 def test_without_a_store_it_says_what_to_do(path: Path) -> None:

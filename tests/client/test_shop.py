@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -542,15 +543,59 @@ def test_interleaved_answers_name_the_team_of_every_place(folder: Path) -> None:
         tables = open_shop.tables()
         compared = open_shop.shop.search(asked("white bag", ranker="dense"))
     assert compared.ranker == "dense"
-    assert (
-        {answer.ranker for answer in answers} == {"interleaved"} == set(tables.requests["ranker"])
-    )
+    rankers = {answer.ranker for answer in answers}
+    assert rankers == {"interleaved:lexical|dense"} == set(tables.requests["ranker"])
     for answer in answers:
         assert len(set(ids(answer))) == 8
     teams = tables.impressions.sort("request", "position").group_by("request", maintain_order=True)
     splits = [Counter(group["team"]) for _, group in teams]
     assert all(split["a"] == split["b"] == 4 for split in splits)
     assert len({tuple(ids(answer)) for answer in answers}) > 1  # coins are tossed
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("hybrid", "lexical"), ("lexical", "hybrid"), ("lexical", "dense")]
+)
+def test_a_way_that_would_drop_a_filter_brings_nothing(folder: Path, a: str, b: str) -> None:
+    """No hat is called a scarf: words alone find one only without the filter."""
+    hats = Filters(category=("hat",))
+    experiment = ExperimentConfig(a=a, b=b)
+    with WordsShop(folder, 2, experiment=experiment, exploration=0.2) as open_shop:
+        plain = open_shop.shop.search(asked("scarf", filters=hats, ranker="hybrid"))
+        words = open_shop.shop.search(asked("scarf", filters=hats, ranker="lexical"))
+        answers = [open_shop.shop.search(asked("scarf", filters=hats, k=3)) for _ in range(20)]
+    assert (plain.fallback, words.fallback) == ("", "relaxed")
+    for answer in answers:
+        assert {hit.category for hit in answer.hits} == {"hat"} and len(answer.hits) == 3
+        same = (answer.fallback, answer.relaxed, answer.total)
+        assert same == ("", (), plain.total)
+
+
+@pytest.mark.parametrize("fallback", ["relaxed", "popular"])
+def test_an_answer_that_is_not_what_was_asked_for_is_left_as_it_is(
+    folder: Path, fallback: str
+) -> None:
+    experiment = ExperimentConfig(a="lexical", b="dense")
+    with WordsShop(folder, 2, experiment=experiment, exploration=0.2) as open_shop:
+        query, filters = "red", Filters(brand=("Acme",), price=Range(ge=1000))
+        if fallback == "popular":
+            query, filters = "zzzz qqqq", Filters()
+            [current] = open_shop.shop._opened
+            stern = replace(current, shelf=replace(current.shelf, dense_floor=1.0))
+            open_shop.shop.put_in_use([stern], open_region(folder))
+        plain = open_shop.shop.search(asked(query, filters=filters, k=4, ranker="hybrid"))
+        answers = [
+            open_shop.shop.search(asked(query, filters=filters, k=4, user_key="u"))
+            for _ in range(20)
+        ]
+        tables = open_shop.tables()
+    assert plain.fallback == fallback
+    changing = {"request_id", "next_cursor", "took_ms"}
+    for answer in answers:
+        assert answer.model_dump(exclude=changing) == plain.model_dump(exclude=changing)
+    wanted = "popular" if fallback == "popular" else "hybrid"
+    assert set(tables.requests["ranker"]) == {wanted}
+    assert set(tables.impressions["team"]) == {""} and not tables.impressions["explored"].any()
 
 
 def test_interleaving_with_the_former_release_stays_one_answer(folder: Path) -> None:

@@ -93,7 +93,7 @@ def chromium() -> Iterator[Any]:
     """Chromium as the system has it; nothing is downloaded."""
     path = shutil.which("chromium")
     if path is None:
-        must = bool(os.environ.get("CI") or os.environ.get("FEDSHELF_E2E_MUST_RUN"))
+        must = bool(os.environ.get("CI") or os.environ.get("FEDSHELF_MUST_RUN"))
         (pytest.fail if must else pytest.skip)("no chromium on PATH; install the system's package")
     from playwright.sync_api import sync_playwright
 

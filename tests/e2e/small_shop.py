@@ -276,7 +276,7 @@ class Shop:
             region=self.region,
             release=release,
             encoder_digest=DIGESTS[release],
-            ranker=ranker,
+            ranker="popular" if fallback == "popular" else ranker,
             total=len(rows),
             hits=tuple(hits),
             facets=self._facets(rows, request.filters) if request.facets else (),

@@ -428,9 +428,66 @@ def test_corrections_and_fallbacks_are_said(browser: Any, shop: Shop, url: str) 
     expect(page.locator("#notices")).to_have_text(
         "Nothing matches all filters. Showing results without: Brand, Price."
     )
-    search(page, "§§§")
+    page.locator("#query").fill("§§§")
+    page.locator("#query").press("Enter")
     expect(page.locator("#notices")).to_contain_text("Here is what is popular")
     expect(page.locator("#status")).to_contain_text("Here is what is popular")
+    assert visit.wrong() == []
+
+
+@pytest.mark.parametrize(
+    ("locale", "results_for", "popular"),
+    [
+        ("en-IE", "Results for", "Popular right now"),
+        ("de-AT", "Ergebnisse für", "Gerade beliebt"),
+        ("fr-FR", "Résultats pour", "Populaire en ce moment"),
+        ("es-ES", "Resultados para", "Popular ahora mismo"),
+    ],
+)
+def test_where_nothing_is_found_the_page_counts_nothing(
+    browser: Any, locale: str, results_for: str, popular: str
+) -> None:
+    with open_shop(small_shop(locale=locale)) as url:
+        visit = Visit(browser, url)
+        page = visit.page
+        loaded(page)
+        page.locator("#query").fill("§§§")
+        page.locator("#query").press("Enter")
+        page.locator("#notices .warn").wait_for()
+        expect(page.get_by_role("heading", level=1)).to_have_text(popular)
+        expect(page.locator("#total")).to_have_text("")
+        expect(page.locator("#status")).to_have_text(page.locator("#notices").inner_text())
+        expect(page.locator("#query")).to_have_value("§§§")
+        search(page, "boots")  # what is found next is called by its name and counted again
+        expect(page.get_by_role("heading", level=1)).to_contain_text(results_for)
+        expect(page.locator("#total")).to_contain_text("18")
+        assert visit.wrong() == []
+
+
+def test_what_is_popular_is_not_called_similar(browser: Any, shop: Shop, url: str) -> None:
+    """Nothing is like the product; or what was looked at is gone, and nothing is said of it."""
+    visit = Visit(browser, url)
+    page = visit.page
+
+    def popular(route: Any) -> None:
+        fallback = "popular" if "similar" in route.request.url else ""
+        told = {**route.fetch().json(), "ranker": "popular", "fallback": fallback}
+        route.fulfill(json=told)
+
+    page.route(re.compile("/v1/(similar|for-you)$"), popular)
+    search(page, "green backpack")
+    page.locator(".card .open").first.click()
+    expect(page.locator(".detail .strip")).to_contain_text("Nothing similar was found.")
+    expect(page.locator(".detail .tile")).to_have_count(0)
+    page.keyboard.press("Escape")
+    with page.expect_response("**/v1/for-you"):
+        page.locator("#home").click()
+    loaded(page)
+    page.evaluate("() => new Promise((done) => setTimeout(done))")  # the answer has been read
+    expect(page.locator("#for-you")).to_be_hidden()
+    page.unroute_all()
+    page.reload()  # and where there is something like it, that is shown
+    expect(page.locator("#for-you .tile").first).to_be_visible()
     assert visit.wrong() == []
 
 

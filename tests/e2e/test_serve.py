@@ -27,6 +27,8 @@ import numpy as np
 import pytest
 import schemathesis
 import torch
+from any_bytes import answers_to_any_bytes
+from browsing import Visit, chromium
 from deployment import free_ports, processes_of, wait_until
 from described import hold
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -35,13 +37,14 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from PIL import Image
+from playwright.sync_api import expect
 from small_world import federation, prepare_run, write_fashion
 
 from client.region import open_region, read_clicks
 from client.rpc import forward
 from client.service.asked import METHODS
 from client.service.events import read_tables
-from client.service.rpc_api import SERVICE
+from client.service.rpc_api import SERVICE, STATUS
 from server.releases import publish_release, write_release
 from shared import wire
 from shared.encoders.encoder import load_encoder
@@ -223,6 +226,81 @@ def test_no_request_of_whatever_form_is_our_fault(served: Serving) -> None:
         hold(operation, ["not_a_server_error"], max_examples=15)
     assert httpx.get(f"{served.http}/readyz").status_code == 200
     assert "Traceback" not in served.said
+
+
+def test_no_bytes_over_grpc_are_our_fault(served: Serving) -> None:
+    with grpc.insecure_channel(served.grpc) as channel:
+
+        def send(name: str, raw: bytes) -> object:
+            return channel.unary_unary(f"/{SERVICE}/{name}")(raw, timeout=60)
+
+        answers = answers_to_any_bytes(send, max_examples=300)
+    assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT} <= answers.keys()
+    assert answers.keys() <= {grpc.StatusCode.OK, *STATUS.values()}
+    assert httpx.get(f"{served.http}/readyz").status_code == 200
+    assert "Traceback" not in served.said
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+browser = pytest.fixture(scope="module")(chromium)
+
+
+def shown(page: Any) -> list[str]:
+    """Ids of the products on the page, once those asked for last are there."""
+    page.locator("#products[aria-busy=false]").wait_for()
+    ids = page.locator(".card").evaluate_all("all => all.map(one => one.dataset.product)")
+    return [str(one) for one in ids]
+
+
+def test_the_page_shows_what_the_service_answers(place: Path, browser: Any) -> None:
+    digests = {1: release(place, 1)}
+    with Serving(place, max_requests=64) as serving:
+        wait_until("release 1", lambda: serving.ask("search")["release"] == 1)
+        digests[2] = release(place, 2)
+        wait_until("release 2", lambda: serving.ask("search")["release"] == 2)
+        visit = Visit(browser, f"{serving.http}/")
+        page, query = visit.page, "acme shirts"
+        assert shown(page)
+
+        page.locator("#query").fill(query)
+        page.locator("#query").press("Enter")
+        expect(page.get_by_role("heading", level=1)).to_contain_text(query)
+        answer = serving.ask("search", query=query, k=24, facets=True)
+        assert shown(page) == [hit["product_id"] for hit in answer["hits"]]
+        expect(page.locator(".card .open").first).to_have_text(answer["hits"][0]["title"])
+
+        badge = page.locator("#badge").locator("span, code")
+        expect(badge).to_have_text(["north", "Release 2", digests[2][:12]])
+        expect(page.locator("#digest code")).to_have_text(digests[2])
+
+        facet = next(one for one in answer["facets"] if one["name"] == "category")
+        chosen = facet["values"][0]
+        page.get_by_role("checkbox", name=chosen["value"]).first.check()
+        page.locator("#chips button").wait_for()
+        expect(page.locator("#total")).to_contain_text(str(chosen["count"]))
+        within = {"filters": {facet["name"]: [chosen["value"]]}}
+        assert shown(page) == serving.find(query, k=24, **within)
+
+        first = shown(page)[0]
+        page.locator(".card .open").first.click()
+        similar = serving.ask("similar", product_id=first, k=8)["hits"]
+        tiles = page.locator(".detail .tile")
+        expect(tiles).to_contain_text([hit["title"] for hit in similar])
+        page.keyboard.press("Escape")
+
+        page.get_by_role("button", name="Compare").click()
+        page.locator(".ranking").nth(1).wait_for()
+        page.get_by_label("Ranker").nth(1).select_option("lexical")
+        expect(page.get_by_label("Ranker").nth(1)).to_have_value("lexical")
+        page.locator("#products[aria-busy=false]").wait_for()
+        for name, number, ranker in (("Left", 2, "hybrid"), ("Right", 1, "lexical")):
+            rows = page.get_by_role("region", name=name).locator(".ranking li")
+            ids = rows.evaluate_all("all => all.map(one => one.dataset.product)")
+            assert ids == serving.find(query, k=20, release=number, ranker=ranker, **within)
+        assert visit.wrong() == []
+        assert "Traceback" not in serving.said
 
 
 # -- kill ------------------------------------------------------------------------------------------

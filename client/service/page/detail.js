@@ -3,7 +3,7 @@
 
 import { cost, element, icon, photo, stars, tile } from "./draw.js";
 import { nameOf } from "./filters.js";
-import { find } from "./service.js";
+import { alike, find } from "./service.js";
 import { fixed, locale, number, percent, say } from "./words.js";
 
 const NUM_SIMILAR = 8;
@@ -34,7 +34,7 @@ export function details({ dialog, onopen, onsimilar, onvariant }) {
     const title = element("h3", { id: "detail-similar" }, say("similar"));
     try {
       const answer = await find({ like: { kind: "product", product_id: hit.product_id }, k: NUM_SIMILAR, explain: true, details: true, log }, { signal });
-      const others = answer.hits.filter((one) => one.product_id !== hit.product_id);
+      const others = alike(answer).filter((one) => one.product_id !== hit.product_id);
       const tiles = others.map((one) => tile(one, () => show(one, log ? answer.request_id : null)));
       section.replaceChildren(title, tiles.length ? element("ul", { class: "tiles", tabindex: 0, "aria-label": say("similar") }, tiles) : element("p", { class: "soft" }, say("not_now")));
     } catch (error) {

@@ -8,7 +8,7 @@ import { details } from "./detail.js";
 import { card, element, icon, skeletons, tile } from "./draw.js";
 import { active, chips, nameOf, panel, request } from "./filters.js";
 import { blobOf, readPhoto, takePhotos } from "./photo.js";
-import { Failure, find, forYou, info } from "./service.js";
+import { Failure, alike, find, forYou, info } from "./service.js";
 import { clicked, flush, keepPhoto, photoAddress, recent } from "./session.js";
 import { suggestions } from "./suggest.js";
 import { pieces, say, translate } from "./words.js";
@@ -170,6 +170,9 @@ function heading() {
   return query ? say("with_words", { what, query }) : what;
 }
 
+/** Whether the answer is what is popular, because nothing was found. */
+const isInstead = () => answer.fallback === "popular" && !isStart() && answer.hits.length > 0;
+
 const isStart = () => !asked.query && !asked.like && !active(asked.filters).length;
 
 function drawChips() {
@@ -195,19 +198,20 @@ function drawWaiting() {
 
 // --- drawing the answer ---------------------------------------------------------------------------
 
-/** What stands around the products: total, filters, badge, notices. */
+/** What stands around the products: heading, total, filters, badge, notices. */
 function drawAround(note = "") {
   drawChips();
   drawFacets();
   drawBadge();
   const total = say("total", { n: answer.total });
   const lead = isStart() ? ` · ${say("start_lead")}` : "";
-  at("total").textContent = asked.pair ? "" : total + lead;
+  if (isInstead() && !asked.pair) at("heading").textContent = say("popular");
+  at("total").textContent = asked.pair || isInstead() ? "" : total + lead;
   drawNotices([
     note ? element("p", { class: "notice" }, note) : null,
     answer.correction ? element("p", { class: "notice" }, pieces("did_you_mean", { correction: correction() })) : null,
     answer.fallback === "relaxed" ? element("p", { class: "notice warn" }, say("relaxed", { names: answer.relaxed.map(nameOf).join(", ") })) : null,
-    answer.fallback === "popular" && !isStart() && answer.hits.length ? element("p", { class: "notice warn" }, say("fell_back")) : null,
+    isInstead() ? element("p", { class: "notice warn" }, say("fell_back")) : null,
   ].filter(Boolean));
 }
 
@@ -218,7 +222,7 @@ function drawResults(note) {
     products.replaceChildren(element("ul", { class: "grid" }), element("div", { class: "more" }));
     append();
   }
-  announce([total(), note, ...Array.from(at("notices").children, (one) => one.textContent)].filter(Boolean).join(". "));
+  announce([isInstead() ? "" : total(), note, ...Array.from(at("notices").children, (one) => one.textContent)].filter(Boolean).join(". "));
 }
 
 /** Put the answer's hits under those already there; answers the first new one's button. */
@@ -286,10 +290,11 @@ async function drawForYou(signal) {
   strip.hidden = true;
   if (!isStart() || asked.pair || !seen.length) return;
   const found = await forYou(seen.map((one) => one.product_id), { signal }).catch(() => null);
-  if (!found?.hits.length || signal.aborted) return;
+  const liked = found ? alike(found) : [];
+  if (!liked.length || signal.aborted) return;
   strip.replaceChildren(
     element("h2", { id: "for-you-title" }, say("because", { title: seen.at(-1).title })),
-    element("ul", { class: "tiles", tabindex: 0, "aria-labelledby": "for-you-title" }, found.hits.map((hit) => tile(hit, (one) => dialog.show(one, found.request_id)))));
+    element("ul", { class: "tiles", tabindex: 0, "aria-labelledby": "for-you-title" }, liked.map((hit) => tile(hit, (one) => dialog.show(one, found.request_id)))));
   strip.hidden = false;
 }
 

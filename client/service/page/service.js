@@ -63,6 +63,9 @@ export function find({ query, like, ...paged }, { signal } = {}) {
   return post("/v1/search", request, signal);
 }
 
+/** Products that are like what was asked for; none where popular ones were found in their place. */
+export const alike = ({ ranker, hits }) => (ranker === "popular" ? [] : hits);
+
 export const forYou = (recent, { signal } = {}) => post("/v1/for-you", { recent, k: 12, explain: true, details: true }, signal);
 export const suggest = (prefix, { signal } = {}) => post("/v1/suggest", { prefix, limit: 8 }, signal);
 export const info = () => ask("/v1/info", {});
