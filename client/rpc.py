@@ -7,13 +7,15 @@ worker behind that socket runs as another user from the installed wheel. Both en
 What this protects from. A hostile bundle cannot read the catalog, the clicks, the keys, the kept
 activations or the worker's memory; it cannot take the socket's place, name a file, or send code:
 what the worker accepts is a safetensors container (`shared.envelope`) whose records are checked by
-`shared.wire`, and an error leaves the worker as the name of its class.
+`shared.wire`, and an error leaves the worker as the name of its class. Whatever it asks stands in
+the region's audit log, which it cannot reach.
 
 What it does not protect from. A hostile bundle can send well-formed requests with adapters of its
 own choice and read the updates and metrics, because that is what a federation is for; clipping,
 secure aggregation and noise are the answer to that, not this file. It can also keep the worker
-busy or its few places taken for as long as the bundle runs. And the worker's user must be another
-one than the forwarder's: `client.isolation.require_separation` checks that.
+busy or its few places taken, and make logs grow by a line a message, for as long as the bundle
+runs. And the worker's user must be another one than the forwarder's:
+`client.isolation.require_separation` checks that.
 """
 
 import fcntl
@@ -36,7 +38,8 @@ import grpc
 from flwr.app import RecordDict
 
 from shared.envelope import pack, unpack
-from shared.errors import ConfigError, FederationError, FedshelfError, WireError
+from shared.errors import AuditError, ConfigError, FederationError, FedshelfError, WireError
+from shared.exchanges import ANSWERED, REFUSED, exchange_facts
 
 if TYPE_CHECKING:  # the forwarder must not pay for torch
     from client.worker import Worker
@@ -82,6 +85,10 @@ class RemoteFailure(FederationError):
 
 class Stopping(FederationError):
     """The worker ends before it has answered; the forwarder asks whoever serves the socket next."""
+
+
+class GaveUp(FederationError):
+    """Nobody waits for the answer any more."""
 
 
 def forward(
@@ -134,6 +141,10 @@ def forward(
 class WorkerServer:
     """A worker behind a unix socket that one group may connect to.
 
+    Every message that reaches the worker is in the region's audit log before its answer leaves; a
+    message that cannot be noted there is refused. That it is noted does not say that the answer
+    arrived.
+
     Args:
         worker: answers; one message at a time, because its encoder is one.
         socket: made by `start`, in a folder that holds nothing else and is given to the group.
@@ -141,7 +152,10 @@ class WorkerServer:
     """
 
     def __init__(self, worker: "Worker", socket: Path, *, group: str | None) -> None:
+        from shared.audit import AuditLog
+
         self._worker, self._socket = worker, socket.absolute()
+        self._audit = AuditLog(worker.region.state / "audit.jsonl")
         self._gid = None if group is None else _group_id(group)
         self._one_at_a_time = threading.Lock()
         self._running = ExitStack()
@@ -188,14 +202,26 @@ class WorkerServer:
         try:
             content = unpack(request, max_bytes=MAX_MESSAGE_BYTES)
             with self._one_at_a_time:
-                if not context.is_active():  # it gave up while it waited for its turn
-                    return b""
-                return pack(answer(self._worker, kind, content))
+                if not context.is_active():
+                    raise GaveUp("whoever asked gave up while the message waited for its turn")
+                reply = pack(answer(self._worker, kind, content))
+                self._audit.append(ANSWERED, **exchange_facts(kind, request, reply))
+                return reply
         except BaseException as error:  # polars raises its own bugs as BaseException
             failed = error
         _log_failure(kind, failed)
+        self._note_refusal(kind, failed)
         context.abort(_status(failed), type(failed).__name__)
         raise AssertionError("abort raises")
+
+    def _note_refusal(self, kind: str, failed: BaseException) -> None:
+        """Note a message without an answer, where that is possible; it is refused in any case."""
+        if isinstance(failed, AuditError):
+            return
+        try:
+            self._audit.append(REFUSED, kind=kind, error=type(failed).__name__)
+        except AuditError as error:
+            _log_failure(kind, error)
 
 
 def _status(error: BaseException) -> Any:

@@ -13,11 +13,12 @@ from server.handshake import Meeting, handshake
 from server.history import History, RoundRecord
 from server.matrix import run_matrix
 from server.strategy import CheckedFedAvg
+from server.traffic import Traffic, TrainingLog
 from shared import wire
 from shared.adapter import Adapter, schema_hash
 from shared.config import FederationConfig, parse_run_config
 from shared.durable import locked
-from shared.errors import ConfigError
+from shared.errors import ConfigError, FederationError
 
 log = logging.getLogger("fedshelf.server")
 
@@ -42,22 +43,31 @@ def _run(grid: Grid, config: FederationConfig, history: History) -> None:
     if config.task == "matrix":
         run_matrix(grid, config, history, meet=_meet(config, history))
         return
-    run_rounds(grid, config, history)
+    audit = TrainingLog.of(Path(config.run_dir))
+    run_rounds(grid, config, history, audit)
     if config.gate:
-        ask_gate(grid, config, history, meet=_meet(config, history))
+        ask_gate(grid, config, history, meet=_meet(config, history), audit=audit)
 
 
-def run_rounds(grid: Grid, config: FederationConfig, history: History) -> None:
+def run_rounds(
+    grid: Grid,
+    config: FederationConfig,
+    history: History,
+    audit: TrainingLog | None = None,
+) -> None:
     """Run every round that is not complete yet.
 
     Args:
         grid: Flower's way to the regions.
         config: of the federation.
         history: holds the initial adapter, and the rounds that are complete.
+        audit: told of every round; by default nobody is.
 
     Raises:
+        AuditError: the audit log is damaged or cannot be written; the round is run again then.
         FederationError: too few regions, or a round without quorum. Complete rounds are kept.
     """
+    audit = audit or TrainingLog()
     done = history.rounds()
     last = done[-1].round if done else 0
     if done and last >= config.num_rounds:
@@ -67,18 +77,22 @@ def run_rounds(grid: Grid, config: FederationConfig, history: History) -> None:
         config,
         meet=_meet(config, history),
         offset=last,
-        on_round=_keeper(history, config.num_rounds),
+        on_round=_keeper(history, config.num_rounds, audit),
     )
-    if not done:
-        strategy.evaluate_first(arrays, grid)
-        strategy.finish_round(arrays)
-    strategy.start(
-        grid,
-        arrays,
-        num_rounds=config.num_rounds - last,
-        timeout=config.round_timeout_s,
-        evaluate_fn=lambda number, result: strategy.finish_round(result) if number else None,
-    )
+    try:
+        if not done:
+            strategy.evaluate_first(arrays, grid)
+            strategy.finish_round(arrays)
+        strategy.start(
+            grid,
+            arrays,
+            num_rounds=config.num_rounds - last,
+            timeout=config.round_timeout_s,
+            evaluate_fn=lambda number, result: strategy.finish_round(result) if number else None,
+        )
+    except FederationError as error:
+        audit.round_failed(strategy.record, strategy.traffic, str(error))
+        raise
 
 
 def _meet(config: FederationConfig, history: History) -> Callable[[Grid], Meeting]:
@@ -94,9 +108,12 @@ def _meet(config: FederationConfig, history: History) -> Callable[[Grid], Meetin
     return meet
 
 
-def _keeper(history: History, num_rounds: int) -> Callable[[RoundRecord, Adapter], None]:
-    def keep(record: RoundRecord, adapter: Adapter) -> None:
-        history.append(record, adapter)
+def _keeper(
+    history: History, num_rounds: int, audit: TrainingLog
+) -> Callable[[RoundRecord, Adapter, Traffic], None]:
+    def keep(record: RoundRecord, adapter: Adapter, traffic: Traffic) -> None:
+        audit.round_completed(record, traffic, history.keep_adapter(record.round, adapter))
+        history.keep_record(record)
         loss = "" if record.loss is None else f"loss {record.loss:.4f}, "
         log.info(
             "round %d/%d: %svalidation nDCG@10 %.4f, %d of %d regions, %.1f s",

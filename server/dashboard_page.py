@@ -7,6 +7,7 @@ security policy allows none; colours are classes of `dashboard.css`.
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ STATES = {  # in the order in which the page lists them
 }
 _MAX_LABELLED = 10  # lines; more would cover each other's names
 _TEMPLATES = Path(__file__).parent / "templates"
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _UNITS = ((86400.0, "day"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
@@ -129,10 +131,9 @@ def _reference(number: int | None) -> str:
 
 
 def _fact(value: Any) -> str:
-    """A fact of an audit entry; a digest is cut short."""
+    """A fact of an audit entry; digests are cut short."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    is_digest = len(text) == 64 and not set(text) - set("0123456789abcdef")
-    return text[:12] if is_digest else text
+    return _DIGEST.sub(r"\1", text)
 
 
 def _state_tile(state: Mapping[str, Any]) -> dict[str, str]:

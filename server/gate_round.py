@@ -7,7 +7,7 @@ and the decision go into `gate.json`, and from there into the release's manifest
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -16,13 +16,31 @@ from server.gate import GateRule, decide, to_json
 from server.handshake import Meeting
 from server.history import History
 from server.replies import sort_replies
+from server.traffic import Traffic, TrainingLog
 from shared import wire
 from shared.adapter import Adapter
 from shared.config import FederationConfig
+from shared.exchanges import digest
 
 log = logging.getLogger("fedshelf.server")
 
 Differences = dict[int, dict[str, wire.Difference]]  # by reference, by region
+
+
+class Comparison(NamedTuple):
+    """What regions say of one candidate.
+
+    Attributes:
+        differences: by reference and region.
+        metrics: the candidate's, by region.
+        rejected: region and reason of every reply that did not count.
+        traffic: the messages.
+    """
+
+    differences: Differences
+    metrics: dict[str, dict[str, float]]
+    rejected: list[dict[str, str]]
+    traffic: Traffic
 
 
 def ask_gate(
@@ -31,6 +49,7 @@ def ask_gate(
     history: History,
     *,
     meet: Callable[[Grid], Meeting],
+    audit: TrainingLog,
 ) -> None:
     """Ask the regions about the best round, unless it has been done, and keep the decision.
 
@@ -39,12 +58,14 @@ def ask_gate(
         config: holds the gate's rule.
         history: holds the candidate and its references; the decision is written there.
         meet: the handshake.
+        audit: told of the decision.
     """
     if history.gate() is not None:
         return
     best, references = history.best_round(), history.references()
-    differences, metrics, rejected = compare_in_regions(
-        grid, config, meet(grid), history.adapter(best), references, purpose=wire.GATE
+    meeting = meet(grid)
+    differences, metrics, rejected, traffic = compare_in_regions(
+        grid, config, meeting, history.adapter(best), references, purpose=wire.GATE
     )
     if history.gate() is not None:
         return  # given up meanwhile
@@ -54,6 +75,9 @@ def ask_gate(
         best,
         "accepted" if decision.accepted else "declined",
         "".join(f"; {reason}" for reason in decision.reasons),
+    )
+    audit.gate_decided(
+        best, decision, cohort=meeting.cohort.values(), rejected=rejected, traffic=traffic
     )
     history.keep(
         "gate.json",
@@ -87,7 +111,7 @@ def compare_in_regions(
     references: Mapping[int, Adapter],
     *,
     purpose: str,
-) -> tuple[Differences, dict[str, dict[str, float]], list[dict[str, str]]]:
+) -> Comparison:
     """Send one candidate and its references to regions, and check what comes back.
 
     Args:
@@ -99,8 +123,7 @@ def compare_in_regions(
         purpose: `wire.GATE` or `wire.MATRIX`.
 
     Returns:
-        Differences by reference and region, the candidate's metrics by region, and region and
-        reason of every reply that did not count.
+        What counts of their answers, and who was rejected.
     """
     request = wire.evaluate_request(
         wire.encode_adapter(candidate),
@@ -112,16 +135,23 @@ def compare_in_regions(
     passed, rejected = sort_replies(
         grid.send_and_receive(messages, timeout=config.round_timeout_s),
         meeting.cohort,
-        lambda content: wire.read_comparison_reply(
-            content, references, max_examples=config.max_examples
+        lambda content: (
+            wire.read_comparison_reply(content, references, max_examples=config.max_examples),
+            digest(content),
         ),
         where=purpose,
         timeout_s=config.round_timeout_s,
     )
-    answers: dict[str, Any] = {region: passed[region][1] for region in sorted(passed)}
+    answers: dict[str, Any] = {region: passed[region][1][0] for region in sorted(passed)}
     differences = {
         number: {region: found[number] for region, (_, found) in answers.items()}
         for number in references
     }
     metrics = {region: dict(reply.metrics) for region, (reply, _) in answers.items()}
-    return differences, metrics, [*meeting.refused, *rejected]
+    traffic = Traffic(
+        sent={MessageType.EVALUATE: digest(request)},
+        received={
+            MessageType.EVALUATE: {region: found for region, (_, (_, found)) in passed.items()}
+        },
+    )
+    return Comparison(differences, metrics, [*meeting.refused, *rejected], traffic)

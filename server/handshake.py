@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Error, Message
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 
 from shared import wire
@@ -140,6 +140,8 @@ def failure_kind(error: Error) -> str:
     Our ClientApp sends no more than that; Flower, and a ClientApp that is not ours, may send a
     whole exception, and its text may quote the region's data.
     """
+    if error.code == ErrorCode.CLIENT_APP_CRASHED:  # said by its SuperNode, in Flower's own words
+        return "its ClientApp, or the SuperExec that ran it, ended before it answered"
     reason = error.reason or ""
     return reason if _KIND.fullmatch(reason) else f"error code {error.code}"
 

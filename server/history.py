@@ -110,8 +110,18 @@ class History:
 
     def append(self, record: RoundRecord, adapter: Adapter) -> None:
         """Keep a finished round: its adapter first, then its record."""
-        if record.round > 0:
-            save_adapter(self._path(record.round), adapter, {"round": str(record.round)})
+        self.keep_adapter(record.round, adapter)
+        self.keep_record(record)
+
+    def keep_adapter(self, server_round: int, adapter: Adapter) -> Path:
+        """Write the adapter of a round (that of round 0 is there already); returns its file."""
+        path = self._path(server_round)
+        if server_round > 0:
+            save_adapter(path, adapter, {"round": str(server_round)})
+        return path
+
+    def keep_record(self, record: RoundRecord) -> None:
+        """Write the record of a round whose adapter is written; then it is complete."""
         records = [asdict(kept) for kept in [*self.rounds(), record]]
         text = json.dumps(records, indent=1) + "\n"
         replace_file(self.folder / "history.json", text.encode())

@@ -55,7 +55,7 @@ def run_matrix(
         if adapter is not None:
             rows[f"{region} alone"] = adapter
     names = list(rows)
-    differences, metrics, rejected = compare_in_regions(
+    differences, metrics, rejected, _ = compare_in_regions(
         grid, config, measuring, base, dict(enumerate(rows.values())), purpose=wire.MATRIX
     )
     cells = {

@@ -23,10 +23,12 @@ from flwr.serverapp.strategy import FedAvg
 from server.handshake import Meeting
 from server.history import RoundRecord
 from server.replies import sort_replies
+from server.traffic import Traffic
 from shared import wire
 from shared.adapter import Adapter, add
 from shared.config import FederationConfig
 from shared.errors import FederationError
+from shared.exchanges import digest
 
 
 class CheckedFedAvg(FedAvg):
@@ -36,7 +38,11 @@ class CheckedFedAvg(FedAvg):
         config: of the federation.
         meet: the handshake; asked before every round.
         offset: rounds that were complete before this start; round numbers go on from there.
-        on_round: called with the record and the adapter of every finished round.
+        on_round: called with record, adapter and traffic of every finished round.
+
+    Attributes:
+        record: of the round at hand.
+        traffic: its messages so far.
     """
 
     def __init__(
@@ -45,14 +51,14 @@ class CheckedFedAvg(FedAvg):
         *,
         meet: Callable[[Grid], Meeting],
         offset: int,
-        on_round: Callable[[RoundRecord, Adapter], None],
+        on_round: Callable[[RoundRecord, Adapter, Traffic], None],
     ) -> None:
         super().__init__(weighted_by_key=wire.NUM_EXAMPLES)
         self._config, self._meet, self._offset = config, meet, offset
         self._on_round = on_round
         self._cohort: Mapping[int, str] = {}
         self._sent: Adapter = {}
-        self._record = RoundRecord(0)
+        self.record, self.traffic = RoundRecord(0), Traffic()
         self._started = 0.0
 
     def summary(self) -> None:
@@ -76,12 +82,12 @@ class CheckedFedAvg(FedAvg):
         Raises:
             FederationError: fewer regions than the quorum answered well.
         """
-        checked = self._check(replies, self._checked_update)
+        checked = self._check(replies, MessageType.TRAIN, self._checked_update)
         self._require_quorum(len(checked))
         in_order = [checked[region] for region in sorted(checked)]  # float sums depend on order
         arrays, metrics = super().aggregate_train(server_round, in_order)
         if metrics is not None:
-            self._record.loss = float(str(metrics["loss"]))
+            self.record.loss = float(str(metrics["loss"]))
         return arrays, metrics
 
     def configure_evaluate(
@@ -95,8 +101,8 @@ class CheckedFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Keep each region's metrics; they are never averaged over counts."""
-        checked = self._check(replies, self._checked_evaluation)
-        self._record.validation = {
+        checked = self._check(replies, MessageType.EVALUATE, self._checked_evaluation)
+        self.record.validation = {
             region: wire.read_evaluate_reply(
                 message.content, max_examples=self._config.max_examples
             ).metrics
@@ -113,37 +119,39 @@ class CheckedFedAvg(FedAvg):
 
     def finish_round(self, arrays: ArrayRecord) -> None:
         """Hand the finished round to `on_round`."""
-        self._record.seconds = time.perf_counter() - self._started
-        self._on_round(self._record, wire.decode_adapter(arrays))
+        self.record.seconds = time.perf_counter() - self._started
+        self._on_round(self.record, wire.decode_adapter(arrays), self.traffic)
 
     def _open_round(self, number: int, grid: Grid) -> None:
         self._started = time.perf_counter()
+        self.record, self.traffic = RoundRecord(number), Traffic()
         meeting = self._meet(grid)
         self._cohort = meeting.cohort
-        self._record = RoundRecord(
-            number, cohort=sorted(self._cohort.values()), rejected=meeting.refused
-        )
+        self.record.cohort = sorted(self._cohort.values())
+        self.record.rejected = meeting.refused
 
     def _send(self, request: RecordDict, message_type: str) -> list[Message]:
-        self._record.downlink_bytes += wire.record_bytes(request) * len(self._cohort)
+        self.traffic.sent[message_type] = digest(request)
+        self.record.downlink_bytes += wire.record_bytes(request) * len(self._cohort)
         return [
             Message(content=request, message_type=message_type, dst_node_id=node)
             for node in sorted(self._cohort)
         ]
 
     def _check(
-        self, replies: Iterable[Message], check: Callable[[RecordDict], RecordDict]
+        self, replies: Iterable[Message], kind: str, check: Callable[[RecordDict], RecordDict]
     ) -> dict[str, Message]:
         """Replies that pass, with what the check made of them, by region name."""
         passed, rejected = sort_replies(
             replies,
             self._cohort,
-            check,
-            where=f"round {self._record.round}",
+            lambda content: (check(content), digest(content)),
+            where=f"round {self.record.round}",
             timeout_s=self._config.round_timeout_s,
         )
-        self._record.rejected += rejected
-        for message, content in passed.values():
+        self.record.rejected += rejected
+        self.traffic.received[kind] = {region: found for region, (_, (_, found)) in passed.items()}
+        for message, (content, _) in passed.values():
             message.content = content
         return {region: message for region, (message, _) in passed.items()}
 
@@ -152,7 +160,7 @@ class CheckedFedAvg(FedAvg):
         reply = wire.read_train_reply(
             content, self._sent, max_examples=config.max_examples, max_norm=config.max_update_norm
         )
-        self._record.uplink_bytes += wire.record_bytes(content)
+        self.record.uplink_bytes += wire.record_bytes(content)
         return wire.aggregation_record(add(self._sent, reply.update), reply)
 
     def _checked_evaluation(self, content: RecordDict) -> RecordDict:
@@ -163,8 +171,8 @@ class CheckedFedAvg(FedAvg):
         share = self._config.quorum * len(self._cohort)
         needed = math.ceil(share - 1e-9)  # 0.07 * 100 is 7.000000000000001
         if accepted < needed:
-            reasons = "; ".join(f"{r['region']}: {r['reason']}" for r in self._record.rejected)
+            reasons = "; ".join(f"{r['region']}: {r['reason']}" for r in self.record.rejected)
             raise FederationError(
-                f"round {self._record.round}: {accepted} of {len(self._cohort)} regions answered "
+                f"round {self.record.round}: {accepted} of {len(self._cohort)} regions answered "
                 f"well, the quorum is {needed} ({reasons}); mend those regions and run again"
             )

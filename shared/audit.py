@@ -1,5 +1,7 @@
 """The audit log of headquarters and of each region: what came, what went, what was decided.
 
+Of messages it holds digests; `shared.exchanges` says which, and holds two logs against each other.
+
     audit.jsonl   one JSON object a line: seq, time, event, facts, prev, hash
     audit.head    seq and hash of the newest entry, replaced after each one
 
@@ -76,7 +78,7 @@ class AuditEntry(Record):
     Attributes:
         seq: 1 for the first, one more for each.
         time: when it was appended, UTC, ISO 8601.
-        event: what happened, like "update.accepted".
+        event: what happened, like "message.answered".
         facts: names, numbers and digests.
         prev: hash of the entry before, zeros for the first.
         hash: sha256 of the canonical line without this field.

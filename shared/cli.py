@@ -70,6 +70,34 @@ def show(
         Console().print(_table(entries))
 
 
+@audit.command()
+def compare(
+    headquarters: _Log,
+    region: _Log,
+    name: Annotated[str, typer.Option("--region", help="Its name, as headquarters knows it.")],
+    as_json: _Json = False,
+) -> None:
+    """Look for every update and evaluation that headquarters counted in a region's own log."""
+    from shared.audit import read_audit
+    from shared.errors import AuditError
+    from shared.exchanges import compare_logs
+
+    log = _file(region)
+    count, missing = compare_logs(read_audit(_file(headquarters)), read_audit(log), name)
+    if not count:
+        raise typer.BadParameter("headquarters counted no message of it", param_hint="--region")
+    if missing:
+        raise AuditError(
+            f"{log}: {len(missing)} of {count} messages that headquarters counted are not in it "
+            f"({'; '.join(missing[:3])}); ask both sides what they sent"
+        )
+    if as_json:
+        typer.echo(json.dumps({"region": name, "messages": count}))
+        return
+    noun = "message" if count == 1 else "messages"
+    typer.echo(f"{name}: {count} {noun} counted by headquarters, all in the region's log")
+
+
 def _file(path: Path) -> Path:
     return path / "audit.jsonl" if path.is_dir() else path
 

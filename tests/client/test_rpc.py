@@ -1,5 +1,6 @@
 """The worker's socket: who may connect, what is answered, and that a restart is survived."""
 
+import json
 import logging
 import os
 import shutil
@@ -14,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import grpc
+import polars as pl
 import pytest
 from flwr.app import RecordDict
 from small_world import federation, prepare_run, write_fashion
@@ -23,8 +25,10 @@ from client.rpc import MAX_REQUESTS, SERVICE, RemoteFailure, WorkerServer, forwa
 from client.worker import Worker, forget_workers, get_worker
 from shared import wire
 from shared.adapter import Adapter
+from shared.audit import AuditLog, read_audit
 from shared.envelope import pack
 from shared.errors import ConfigError, FederationError, FedshelfError, WireError
+from shared.exchanges import digest
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 120
@@ -193,6 +197,131 @@ def test_a_call_ends_at_its_deadline(worker: Worker, run: Path, serve: Serve) ->
         assert failed.value.kind == "DeadlineExceeded"
     finally:
         go_on.set()
+
+
+# -- the audit log ---------------------------------------------------------------------------------
+
+
+def audit_of(worker: Worker) -> Path:
+    return worker.region.state / "audit.jsonl"
+
+
+@pytest.fixture
+def noted(worker: Worker) -> Callable[[], list[tuple[str, dict[str, object]]]]:
+    """Event and facts of every entry since the test began."""
+    before = len(read_audit(audit_of(worker))) if audit_of(worker).exists() else 0
+    return lambda: [(e.event, dict(e.facts)) for e in read_audit(audit_of(worker))[before:]]
+
+
+Noted = Callable[[], list[tuple[str, dict[str, object]]]]
+
+
+def test_every_kind_of_message_is_noted_as_both_ends_see_it(
+    worker: Worker, run: Path, serve: Serve, noted: Noted
+) -> None:
+    socket, adapter = serve(worker), worker.encoder.adapter()
+    arrays, expected = wire.encode_adapter(adapter), []
+    for kind, request in {
+        "query.describe": wire.describe_request(),
+        "train": train_request(run, adapter),
+        "evaluate": wire.evaluate_request(arrays, 1, purpose=wire.GATE, references={0: arrays}),
+    }.items():
+        reply = forward(socket, kind, request, timeout_s=TIMEOUT_S)
+        facts: dict[str, object] = {
+            "kind": kind,
+            "received": digest(request),
+            "received_bytes": len(pack(request)),
+            "sent": digest(reply),
+            "sent_bytes": len(pack(reply)),
+        }
+        expected.append(("message.answered", facts))
+    assert noted() == expected
+
+
+def test_of_a_refused_message_only_kind_and_class_are_noted(
+    worker: Worker, run: Path, serve: Serve, noted: Noted
+) -> None:
+    def broken(done: int, total: int) -> None:
+        raise ZeroDivisionError("red boots")
+
+    worker.on_step = broken
+    socket = serve(worker)
+    for kind, request in (
+        ("Train", b"red boots"),
+        ("Evaluate", pack(RecordDict())),
+        ("Train", pack(train_request(run, worker.encoder.adapter()))),
+    ):
+        with pytest.raises(grpc.RpcError):
+            raw(socket, f"/{SERVICE}/{kind}", request)
+    assert noted() == [
+        ("message.refused", {"kind": "train", "error": "WireError"}),
+        ("message.refused", {"kind": "evaluate", "error": "WireError"}),
+        ("message.refused", {"kind": "train", "error": "ZeroDivisionError"}),
+    ]
+    assert b"boots" not in audit_of(worker).read_bytes()
+
+
+def test_a_message_that_nobody_waits_for_is_noted_as_given_up(
+    worker: Worker, place: Path, noted: Noted
+) -> None:
+    server = WorkerServer(worker, place / "run" / "worker.sock", group=None)
+    server.start()
+    with server.exclusive(), pytest.raises(RemoteFailure, match="DeadlineExceeded"):
+        forward(place / "run" / "worker.sock", "query.describe", RecordDict(), timeout_s=0.5)
+    patience = threading.Event()
+    while not noted():
+        patience.wait(0.01)
+    server.stop()
+    assert noted() == [("message.refused", {"kind": "query.describe", "error": "GaveUp"})]
+
+
+def test_nothing_of_catalog_clicks_or_metrics_is_in_the_audit_log(
+    worker: Worker, run: Path, serve: Serve, noted: Noted
+) -> None:
+    socket, arrays = serve(worker), wire.encode_adapter(worker.encoder.adapter())
+    forward(socket, "query.describe", wire.describe_request(), timeout_s=TIMEOUT_S)
+    forward(socket, "evaluate", wire.evaluate_request(arrays, 1), timeout_s=TIMEOUT_S)
+    text = json.dumps([facts for _, facts in noted()])
+    folder = worker.region.folder
+    catalog, clicks = (pl.read_parquet(folder / f"{t}.parquet") for t in ("catalog", "clicks"))
+    for secret in {
+        *catalog["title"],
+        *catalog["product_id"],
+        *clicks["query"],
+        *clicks["user_key"],
+    }:
+        assert secret not in text
+
+
+def _damaged(path: Path) -> None:
+    AuditLog(path).append("region.enrolled")
+    path.write_bytes(path.read_bytes().replace(b"enrolled", b"unrolled"))
+
+
+@pytest.mark.parametrize("spoil", [Path.mkdir, _damaged])
+def test_what_cannot_be_noted_is_not_answered(
+    worker: Worker,
+    place: Path,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Path], None],
+) -> None:
+    log = place / "audit.jsonl"
+    spoil(log)
+    monkeypatch.setattr(AuditLog, "__init__", lambda self, path: setattr(self, "path", log))
+    socket = serve(worker)
+    with pytest.raises(RemoteFailure) as unnoted:
+        forward(socket, "query.describe", wire.describe_request(), timeout_s=TIMEOUT_S)
+    assert unnoted.value.kind == "AuditError"
+    with pytest.raises(grpc.RpcError) as failed:
+        raw(socket, f"/{SERVICE}/Train", b"")
+    assert failed.value.details() == "WireError"
+    answered, refused, why = caplog.records
+    assert str(log) in answered.getMessage()
+    assert str(log) in why.getMessage()
+    assert "container" in refused.getMessage()
+    assert all(record.exc_info is None for record in caplog.records)
 
 
 # -- one at a time, and not too many ---------------------------------------------------------------

@@ -26,6 +26,8 @@ from deployment import (
 
 from server.history import History
 from shared.adapter import load_adapter
+from shared.audit import AuditEntry, read_audit
+from shared.exchanges import compare_logs
 from shared.schema import SharingConfig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -214,17 +216,21 @@ def test_a_revoked_region_is_out_at_once(deployment: Deployment) -> None:
 
 
 def test_every_audit_log_is_unbroken(deployment: Deployment) -> None:
-    told = dict[str, list[str]]()
+    told, logs = dict[str, list[str]](), dict[str, list[AuditEntry]]()
     for folder in (deployment.hq, *(deployment.region(name) / "state" for name in NAMES)):
         verified = json.loads(deployment.call("audit", "verify", folder, "--json"))
         shown = json.loads(deployment.call("audit", "show", folder, "--last", 1000, "--json"))
         assert verified["entries"] == len(shown) > 0
-        told[folder.parent.name if folder.name == "state" else ""] = [e["event"] for e in shown]
+        name = folder.parent.name if folder.name == "state" else ""
+        told[name] = [entry["event"] for entry in shown]
+        logs[name] = read_audit(folder / "audit.jsonl")
     for event in (
         "headquarters.made",
         "region.invited",
         "region.admitted",
         "training.started",
+        "round.completed",
+        "gate.decided",
         "release.written",
         "release.promoted",
         "release.rolled_back",
@@ -235,6 +241,15 @@ def test_every_audit_log_is_unbroken(deployment: Deployment) -> None:
         swaps = 5 if name == "east" else 4  # base, 1, 2, 1, and there the pinned one and back
         assert told[name].count("index.swapped") >= swaps
         assert told[name][0] == "region.enrolled"
+        assert "message.refused" not in told[name]
+    trained = {"east": (ROUNDS, 1, 1), "north": (ROUNDS, 1, 1), "south": (ROUNDS, 1)}
+    for name, rounds in trained.items():  # by training: validation, twice a round, and the gate
+        expected = sum(1 + 2 * number + 1 for number in rounds)
+        assert compare_logs(logs[""], logs[name], name) == (expected, [])
+        compared = deployment.call(
+            "audit", "compare", deployment.hq, deployment.region(name) / "state", "--region", name
+        )
+        assert f"{name}: {expected} messages counted by headquarters, all in" in compared
 
 
 def test_ctrl_c_leaves_nothing_behind(deployment: Deployment) -> None:

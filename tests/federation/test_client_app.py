@@ -6,12 +6,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import polars as pl
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import message_to_proto
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from small_federation import run_server_app
 from small_world import federation, run_config
 
 from client.app import app, region_folder
@@ -21,8 +25,10 @@ from server.app import run_rounds
 from server.history import History
 from shared import wire
 from shared.adapter import schema_hash
+from shared.audit import read_audit
 from shared.envelope import pack, unpack
 from shared.errors import ConfigError
+from shared.exchanges import compare_logs, digest
 from simulations.engine import LocalGrid
 
 ROOT = Path(__file__).parents[2]
@@ -232,6 +238,70 @@ def test_the_forwarders_process_imports_nothing_heavy(
     subprocess.run(command, cwd=ROOT, check=True)
     reply = unpack((tmp_path / "message").read_bytes(), max_bytes=2**28)
     assert wire.read_train_reply(reply, adapter, max_examples=10**6, max_norm=100).num_examples > 0
+
+
+# -- the audit logs of both sides ------------------------------------------------------------------
+
+
+def by_flower(content: RecordDict) -> RecordDict:
+    """What is on the other side, after Flower has taken it apart and put it together again."""
+    parts = {name: part.deflate() for name, part in get_all_nested_objects(content).items()}
+    arrived = inflate_object_from_contents(content.object_id, parts)
+    assert isinstance(arrived, RecordDict)
+    return arrived
+
+
+def test_a_digest_is_the_same_on_both_ends_of_the_wire(
+    run: Path, socket: Path, workers: list[Worker]
+) -> None:
+    arrays = wire.encode_adapter(History(run / "headquarters").adapter(0))
+    config = federation(run).train_config(1)
+    ends = []
+    for kind, sent in {
+        wire.DESCRIBE: wire.describe_request(),
+        "train": wire.train_request(arrays, config, 1),
+        "evaluate": wire.evaluate_request(arrays, 1, purpose=wire.GATE, references={3: arrays}),
+    }.items():
+        received = by_flower(forwarded(by_flower(sent), kind, socket).content)
+        ends.append((kind, digest(sent), digest(received)))
+    entries = read_audit(workers[0].region.state / "audit.jsonl")
+    facts = [entry.facts for entry in entries if entry.event == "message.answered"]
+    assert [(one["kind"], one["received"], one["sent"]) for one in facts] == ends
+
+
+class FlowersWay(LocalGrid):
+    """Nodes with a worker's socket each; messages go both ways as Flower carries them."""
+
+    def _answer(self, message: Message) -> Message:
+        message.content = by_flower(message.content)
+        reply = super()._answer(message)
+        reply.content = by_flower(reply.content)
+        return reply
+
+
+def test_all_that_headquarters_counts_is_in_each_regions_log(
+    run: Path, workers: list[Worker], tmp_path: Path
+) -> None:
+    training = tmp_path / "hq" / "trainings" / "0001"
+    shutil.copytree(run / "headquarters", training / "headquarters")
+    (tmp_path / "hq" / "server.toml").touch()
+    config = {**run_config(run, min_regions=2, gate=True), "run-dir": str(training)}
+    grid = FlowersWay(app, 2, config)
+    with tempfile.TemporaryDirectory(prefix="worker-") as short, ExitStack() as running:
+        for context, worker in zip(grid._contexts.values(), workers, strict=True):
+            socket = Path(short, worker.region.config.region, "worker.sock")
+            context.node_config["worker-socket"] = str(socket)
+            server = WorkerServer(worker, socket, group=None)
+            server.start()
+            running.callback(server.stop)
+        run_server_app(grid, config)
+    ours = read_audit(tmp_path / "hq" / "audit.jsonl")
+    rounds = federation(run).num_rounds
+    assert [entry.event for entry in ours] == ["round.completed"] * (rounds + 1) + ["gate.decided"]
+    for worker in workers:
+        theirs = read_audit(worker.region.state / "audit.jsonl")
+        found = compare_logs(ours, theirs, worker.region.config.region)
+        assert found == (2 * rounds + 2, [])
 
 
 # -- privacy ---------------------------------------------------------------------------------------

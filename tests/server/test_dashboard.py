@@ -231,6 +231,14 @@ def test_the_audit_log_is_shown_newest_first_and_only_its_end(own: Headquarters)
     assert audit["head"] == f"{seqs[0]}:{audit['entries'][0]['hash']}"
 
 
+def test_digests_are_cut_short_wherever_they_stand(own: Headquarters) -> None:
+    received = {"train": {"north": "3f" * 32}}
+    AuditLog(own.audit).append("round.completed", adapter="ab" * 32, received=received)
+    text = page(own)
+    assert "<span>adapter</span> abababababab</span>" in text
+    assert "{&#34;train&#34;: {&#34;north&#34;: &#34;3f3f3f3f3f3f&#34;}}" in text
+
+
 @pytest.mark.parametrize("deed", ["changed", "removed"])
 def test_an_audit_log_that_was_tampered_with_is_broken(own: Headquarters, deed: str) -> None:
     if deed == "changed":

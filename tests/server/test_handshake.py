@@ -8,6 +8,7 @@ import pytest
 import torch
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from small_federation import BASE, INITIAL, STEP, SmallGrid, SmallRegion, fails
 
 from server.app import run_rounds
@@ -81,6 +82,17 @@ def test_who_cannot_take_part_is_refused_by_name_and_the_rest_go_on(
     assert "boots" not in record.getMessage()
     (entry,) = meeting.refused
     assert f"{entry['region']} refused: {entry['reason']}" == record.getMessage()
+
+
+def test_a_region_with_other_code_takes_part_if_it_speaks_the_same_protocol(
+    history: History,
+) -> None:
+    south = SmallRegion("south", code_version="9.9")
+    run_rounds(SmallGrid([SmallRegion("east"), south]), config(), history)
+    assert cohorts(history) == ["east south"] * 4
+    assert all(record.rejected == [] for record in history.rounds())
+    assert south.purposes == ["describe", "validation"] + ["describe", "round", "validation"] * 3
+    assert history.regions()["south"]["code_version"] == "9.9"  # and people see it
 
 
 def test_a_key_admitted_under_another_name_is_refused_under_that_name() -> None:
@@ -162,6 +174,11 @@ def test_an_error_reply_with_text_is_not_repeated(caplog: pytest.LogCaptureFixtu
 )
 def test_of_a_failure_only_a_kind_is_known(reason: str | None, known: str) -> None:
     assert failure_kind(Error(code=2, reason=reason)) == known
+
+
+def test_an_app_that_was_lost_is_no_number() -> None:
+    lost = Error(code=ErrorCode.CLIENT_APP_CRASHED, reason="ClientApp stopped responding.")
+    assert failure_kind(lost).endswith("ended before it answered")
 
 
 # -- before every round ----------------------------------------------------------------------------

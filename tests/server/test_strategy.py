@@ -13,6 +13,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from server.handshake import Meeting, failure_kind, why_silent
 from server.history import RoundRecord
 from server.strategy import CheckedFedAvg
+from server.traffic import Traffic
 from shared import wire
 from shared.adapter import Adapter, add
 from shared.config import parse_run_config
@@ -82,7 +83,7 @@ def run(
     records: list[RoundRecord] = []
     adapters: list[Adapter] = []
 
-    def keep(record: RoundRecord, adapter: Adapter) -> None:
+    def keep(record: RoundRecord, adapter: Adapter, traffic: Traffic) -> None:
         records.append(record)
         adapters.append(adapter)
 

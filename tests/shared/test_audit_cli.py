@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from shared.audit import AuditLog, read_audit
 from shared.cli import app
 from shared.errors import AuditError
+from shared.exchanges import exchange_facts
 
 runner = CliRunner()
 
@@ -102,3 +103,41 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr.strip() == ""
+
+
+# -- one side's log against the other's ------------------------------------------------------------
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of headquarters and of the region north, which has answered once."""
+    ours, theirs = tmp_path / "hq", tmp_path / "north"
+    facts = exchange_facts("train", b"request", b"reply")
+    AuditLog(theirs / "audit.jsonl").append("message.answered", **facts)
+    received = {"train": {"north": facts["sent"]}}
+    AuditLog(ours / "audit.jsonl").append(
+        "round.completed", sent={"train": facts["received"]}, received=received
+    )
+    return ours, theirs
+
+
+def test_logs_that_agree(both: tuple[Path, Path]) -> None:
+    line = "north: 1 message counted by headquarters, all in the region's log\n"
+    assert printed("compare", *both, "--region", "north") == line
+    said = printed("compare", *both, "--region", "north", "--json")
+    assert json.loads(said) == {"region": "north", "messages": 1}
+
+
+def test_logs_that_do_not_agree_are_an_error(both: tuple[Path, Path]) -> None:
+    ours, theirs = both
+    AuditLog(ours / "audit.jsonl").append(
+        "gate.decided", sent={"evaluate": "a" * 64}, received={"evaluate": {"north": "b" * 64}}
+    )
+    with pytest.raises(AuditError, match=r"1 of 2 messages .* \(entry 2, evaluate\); ask both"):
+        printed("compare", ours, theirs, "--region", "north")
+
+
+def test_a_region_that_headquarters_never_heard_is_a_wrong_name(both: tuple[Path, Path]) -> None:
+    result = runner.invoke(app, ["audit", "compare", *map(str, both), "--region", "nroth"])
+    assert result.exit_code == 2
+    assert "counted no message of it" in result.output
