@@ -110,6 +110,24 @@ def require_no_access(folder: Path, name: str) -> None:
             )
 
 
+def require_way(path: Path, name: str) -> None:
+    """Check that a user can walk to a path, which need not exist yet.
+
+    Args:
+        path: where the user's own files are.
+        name: name or number of the user.
+
+    Raises:
+        ConfigError: it cannot; says which mode to set.
+    """
+    blocked = _find_user(name).blocked_at(path)
+    if blocked is not None:
+        raise ConfigError(
+            f'{blocked}: user "{name}" cannot pass it on the way to its files in {path}; as its '
+            f'owner, run "chmod go+x {blocked}", which lets nobody list it'
+        )
+
+
 @dataclass(frozen=True)
 class _User:
     name: str

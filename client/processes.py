@@ -52,13 +52,15 @@ def region_processes(
         ConfigError: the region is not enrolled, a user does not exist or may get at the data, or
             Flower is not installed.
     """
+    owner = None
     _require_users(node_user, app_user)
-    port = _free_port()
-    _prepare(folder, config, node_user, app_user)
     if node_user is not None and app_user is not None:
-        _require_separation(folder, node_user, app_user)
+        owner = _owner(folder)
+        _require_separation(folder, owner, node_user, app_user)
+    _prepare(folder, config, node_user, app_user)  # last: until here nothing was given away
+    port = _free_port()
     return (
-        worker_process(folder, config, group=_group_of(app_user), user=_owner(folder, node_user)),
+        worker_process(folder, config, group=_group_of(app_user), user=owner),
         supernode_process(folder, config, runtime_port=port, user=node_user),
         superexec_process(folder, config, runtime_port=port, user=app_user),
     )
@@ -152,18 +154,29 @@ def _prepare(
 ) -> None:
     """The folders of SuperNode and ClientApp, each with what its user needs and no more."""
     headquarters, secret = _headquarters(folder, config), secrets.token_bytes(32)
-    for name, user, files in (
-        ("node", node_user, {"ca.crt": headquarters.ca, "node.key": headquarters.key}),
-        ("app", app_user, {}),
-    ):
-        home = folder / name
+    homes: dict[Path, tuple[str | None, dict[str, str]]] = {
+        folder / "node": (node_user, {"ca.crt": headquarters.ca, "node.key": headquarters.key}),
+        folder / "app": (app_user, {}),
+    }
+    for home in homes:
         if home.is_symlink():  # root would write, and give away, whatever it leads to
             raise ConfigError(f"{home}: a link; remove it, a folder is made there")
-        home.mkdir(mode=0o700, exist_ok=True)
+    for home, (user, files) in homes.items():
+        _make_private(home)
         _give(home, user)
         for copy, source in files.items():
             _write(home / copy, (folder / source).read_bytes(), user)
         _write(home / _SECRET, secret, user)
+
+
+def _make_private(home: Path) -> None:
+    """A folder that its owner alone may enter, also where there is one already."""
+    home.mkdir(mode=0o700, exist_ok=True)
+    opened = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(opened, 0o700)
+    finally:
+        os.close(opened)
 
 
 def _write(path: Path, data: bytes, user: str | None) -> None:
@@ -192,12 +205,14 @@ def _require_users(node_user: str | None, app_user: str | None) -> None:
             raise ConfigError(f'user "{user}" does not exist; create it, or name another') from None
 
 
-def _require_separation(folder: Path, node_user: str, app_user: str) -> None:
-    from client.isolation import require_no_access, require_separation
+def _require_separation(folder: Path, owner: str, node_user: str, app_user: str) -> None:
+    from client.isolation import require_no_access, require_separation, require_way
 
     require_no_access(folder, node_user)
     require_separation(folder, app_user)
-    owner, group = folder.owner(), pwd.getpwnam(app_user).pw_gid
+    require_way(folder / "node", node_user)
+    require_way(folder / "app", app_user)
+    group = pwd.getpwnam(app_user).pw_gid
     if group not in os.getgrouplist(owner, pwd.getpwnam(owner).pw_gid):
         raise ConfigError(
             f'user "{owner}", who owns {folder}, must be in the group of "{app_user}" to give it '
@@ -205,20 +220,21 @@ def _require_separation(folder: Path, node_user: str, app_user: str) -> None:
         )
 
 
-def _owner(folder: Path, node_user: str | None) -> str | None:
-    """Whom root becomes to run the worker; None where nobody changes user.
+def _owner(folder: Path) -> str:
+    """Whom root becomes to run the worker.
 
     Raises:
-        ConfigError: the folder is root's, so that the worker would be root too.
+        ConfigError: the folder is root's, so that the worker would be root too, or is owned by a
+            number without a name.
     """
-    if node_user is None:
-        return None
-    owner = folder.owner()
+    mend = f"give it to the user that shall own the region's data (chown -R USER {folder})"
+    try:
+        owner = folder.owner()
+    except KeyError:
+        number = folder.stat().st_uid
+        raise ConfigError(f"{folder}: belongs to {number}, which is no user here; {mend}") from None
     if owner == "root":
-        raise ConfigError(
-            f"{folder}: belongs to root; give it to the user that shall own the region's data "
-            f"(chown -R USER {folder})"
-        )
+        raise ConfigError(f"{folder}: belongs to root; {mend}")
     return owner
 
 

@@ -5,7 +5,10 @@ train, gate, publish, search in every region, train again, roll back. The same d
 `fedshelf simulate` first, and both must end with the same adapter. Every process is stopped at the
 end, whatever happens.
 
-    python -m simulations.deploy_demo OUT [--preset tiny] [--rounds 4]
+    python -m simulations.deploy_demo OUT [--preset tiny] [--rounds 4] [--set gate-tolerance=0.1]
+
+Whether the gate accepts is up to the data; where it declines there is nothing to publish, and the
+demonstration ends with a line that says so.
 
 With `--without-workers` there is no resident worker: Flower starts a process that loads encoders
 and data for every message. It ends after the first training, whose round times are to compare.
@@ -24,6 +27,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from client.decisions import read_state
 from shared.errors import FederationError, FedshelfError
 from shared.schema import WorkerConfig, load_region_config
 from shared.supervise import flower_environment, program_beside_python
@@ -39,16 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the demonstration; exit 1 with one line where something is not as it should be."""
     parser = argparse.ArgumentParser(prog="deploy-demo", description=__doc__)
     parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--data", default="synthetic", help='as of "fedshelf simulate"')
     parser.add_argument("--preset", default="starter", help="of the base")
     parser.add_argument("--regions", type=int, default=3, help="how many")
     parser.add_argument("--rounds", type=int, default=4, help="of the first training")
+    said = 'as of "fedshelf server train"; repeatable'
+    parser.add_argument("--set", dest="knobs", action="append", metavar="KEY=VALUE", help=said)
     parser.add_argument("--without-workers", action="store_true", help="to compare round times")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and end what was started
     try:
         with ExitStack() as stack:
-            demo = _Demo(given.out.resolve(), stack, rounds=given.rounds)
-            names = demo.prepare(preset=given.preset, regions=given.regions)
+            demo = _Demo(given.out.resolve(), stack, rounds=given.rounds, knobs=given.knobs or ())
+            names = demo.prepare(given.data, preset=given.preset, regions=given.regions)
             demo.compare(names) if given.without_workers else demo.show(names)
     except FedshelfError as error:
         sys.exit(f"error: {error}")
@@ -61,18 +68,20 @@ class _Demo:
         out: everything is written under it.
         stack: ends every process that was started.
         rounds: of the first training.
+        knobs: KEY=VALUE of both deployed trainings; one that changes how regions train would make
+            them end elsewhere than the simulation.
     """
 
-    def __init__(self, out: Path, stack: ExitStack, *, rounds: int) -> None:
-        self._out, self._stack, self._rounds = out, stack, rounds
+    def __init__(self, out: Path, stack: ExitStack, *, rounds: int, knobs: Sequence[str]) -> None:
+        self._out, self._stack, self._rounds, self._knobs = out, stack, rounds, knobs
         self._hq, self._regions = out / "headquarters", out / "regions"
         self._expected = ""
 
-    def prepare(self, *, preset: str, regions: int) -> list[str]:
+    def prepare(self, data: str, *, preset: str, regions: int) -> list[str]:
         """Simulate, open headquarters, enrol; returns the regions' names."""
         if self._out.exists():
             raise FederationError(f"{self._out}: is there already; remove it or name another")
-        self._expected = self._simulate(preset, regions)
+        self._expected = self._simulate(data, preset, regions)
         self._open_headquarters()
         names = sorted(path.name for path in (self._out / "simulated" / "regions").iterdir())
         for name in names:
@@ -104,11 +113,12 @@ class _Demo:
         self._train(1, self._rounds, names)
         self._require_same_adapter()
 
-    def _simulate(self, preset: str, regions: int) -> str:
+    def _simulate(self, data: str, preset: str, regions: int) -> str:
         """Make the data, and the adapter that the deployed federation must end with."""
         _say("The same federation, simulated: it makes the data and says what must come out")
         run = self._out / "simulated"
-        options = ["--regions", regions, "--rounds", self._rounds, "--preset", preset]
+        options: list[object] = ["--data", data, "--preset", preset]
+        options += ["--regions", regions, "--rounds", self._rounds]
         _fedshelf("simulate", *options, "--threads", _THREADS, "--out", run, quiet=True)
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         return str(result["release"]["encoder_digest"])
@@ -137,21 +147,28 @@ class _Demo:
         _fedshelf("region", "enroll", invitation, "--region", folder)
         key = folder / "enrolment" / "node.pub"
         _fedshelf("server", "admit", name, key, "--dir", self._hq)
-        _adjust(folder)
+        _adjust(folder, source)
         _fedshelf("region", "check", folder)
 
     def _train(self, number: int, rounds: int, names: Sequence[str]) -> None:
         _say(f"Training {number}: rounds, gate, release, publication")
-        asked = ("--rounds", rounds, "--set", f"min-regions={len(names)}", "--promote")
-        _fedshelf("server", "train", "--dir", self._hq, *asked)
+        knobs = (f"min-regions={len(names)}", *self._knobs)
+        asked = ["--rounds", rounds, *(word for knob in knobs for word in ("--set", knob))]
+        _fedshelf("server", "train", "--dir", self._hq, *asked, "--promote")
+        if not (self._releases / str(number)).is_dir():  # a declined candidate is no failure there
+            raise FederationError(
+                f"training {number}: the gate declined, see above, so there is no release"
+                f" {number} to wait for; more --rounds or --set gate-tolerance=NDCG may help"
+            )
 
     def _wait_for_release(self, number: int, names: Sequence[str]) -> None:
-        start = time.monotonic()
         self._wait(
             f"release {number} answers in every region",
-            lambda: all(self._in_use(name) == number for name in names),
+            lambda: all(self._answers_with(name, number) for name in names),
         )
-        _say(f"every region has switched {time.monotonic() - start:.1f} s after promotion")
+        promoted = (self._releases / "current.json").stat().st_mtime
+        swapped = max((self._state(name) / "current").stat().st_mtime for name in names)
+        _say(f"every region has switched {swapped - promoted:.1f} s after promotion")
 
     def _roll_back(self, names: Sequence[str]) -> None:
         _say("Roll back")
@@ -160,7 +177,7 @@ class _Demo:
         _fedshelf("search", "--region", self._regions / names[0], QUERY, "--k", "3")
 
     def _require_same_adapter(self) -> None:
-        manifest = json.loads((self._hq / "public/releases/1/MANIFEST.json").read_text("utf-8"))
+        manifest = json.loads((self._releases / "1" / "MANIFEST.json").read_text("utf-8"))
         found = manifest["encoder_digest"]
         if found != self._expected:
             raise FederationError(
@@ -189,9 +206,24 @@ class _Demo:
         found = json.loads(_output("server", "status", "--dir", self._hq, "--json"))
         return [row["region"] for row in found["regions"] if row["online"]]
 
-    def _in_use(self, name: str) -> int:
-        path = self._regions / name / "state" / "current"
-        return int(json.loads(path.read_text("utf-8"))["release"]) if path.is_file() else 0
+    @property
+    def _releases(self) -> Path:
+        return self._hq / "public" / "releases"
+
+    def _state(self, name: str) -> Path:
+        return self._regions / name / "state"
+
+    def _answers_with(self, name: str, number: int) -> bool:
+        """Whether a region has a release in use.
+
+        Raises:
+            FederationError: it never will, because the region has declined it.
+        """
+        decision = read_state(self._state(name)).decision_on(number)
+        if decision is not None and decision.verdict == "declined":
+            raise FederationError(f"region {name} declined release {number}: {decision.reason}")
+        path = self._state(name) / "current"
+        return path.is_file() and json.loads(path.read_text("utf-8"))["release"] == number
 
     def _start(self, *command: object, ready: str) -> None:
         """Start a command that keeps running, and wait until it says a word."""
@@ -235,10 +267,13 @@ class _Demo:
             time.sleep(0.5)
 
 
-def _adjust(folder: Path) -> None:
-    """What an operator would set by hand: look often, and share this machine's cores."""
-    config = load_region_config(folder)
+def _adjust(folder: Path, source: Path) -> None:
+    """What an operator would set by hand: the data's form, look often, share this machine."""
+    config, simulated = load_region_config(folder), load_region_config(source)
+    text_fields = simulated.data.text_fields
     changes: dict[str, Any] = {
+        "locale": simulated.locale,
+        "data": config.data.model_copy(update={"text_fields": text_fields}),
         "worker": WorkerConfig(threads=_THREADS),
         "publication": config.publication.model_copy(update={"poll_s": 2.0}),
     }

@@ -43,6 +43,15 @@ def require_command(words: Sequence[str]) -> None:
     command.make_context(name, rest)
 
 
+def leaves(command: click.Command, *words: str) -> Iterator[tuple[str, click.Command]]:
+    """Every command that is no group, with the words that name it."""
+    if not isinstance(command, click.Group):
+        yield " ".join(words), command
+        return
+    for name, inner in command.commands.items():
+        yield from leaves(inner, *words, name)
+
+
 def settings(unit: Path) -> dict[str, list[str]]:
     """All values of each key of a unit, in order; lines that go on are joined."""
     found: dict[str, list[str]] = {}
@@ -111,6 +120,18 @@ def test_an_option_that_does_not_exist_would_be_found() -> None:
         require_command(["server", "up", "--fast"])
     with pytest.raises(AssertionError, match="no command"):
         require_command(["server", "down"])
+
+
+def test_every_command_can_answer_in_json() -> None:
+    found = dict(leaves(typer.main.get_command(fedshelf.app)))
+    assert {"search", "simulate", "server up", "region rules check", "audit verify"} <= found.keys()
+    assert len(found) > 30
+    without = {
+        name
+        for name, command in found.items()
+        if not any("--json" in option.opts for option in command.params)
+    }
+    assert without == set()
 
 
 @pytest.mark.parametrize("name", sorted(FLOWER))

@@ -53,7 +53,7 @@ def wait_until(what: str, holds: Callable[[], Any], *, deadline_s: float = DEADL
 
 def must_run() -> bool:
     """Whether a test that cannot run here is a failure."""
-    return any(os.environ.get(name) for name in ("CI", "FEDSHELF_E2E_MUST_RUN"))
+    return any(os.environ.get(name) for name in ("CI", "FEDSHELF_MUST_RUN"))
 
 
 def skip(reason: str) -> None:

@@ -13,6 +13,8 @@ import resource
 import signal
 import socket as sockets
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +43,8 @@ def attack(message: Message, context: Context) -> Message:
     region, pid = Path(str(config["region"])), int(config["pid"])
     socket = Path(str(config["socket"]))
     attempts = on_files(region) | on_memory(pid)
+    attempts |= on_supernode(Path(str(config["supernode"])), int(config["supernode-pid"]))
+    attempts |= on_searches(str(config["url"]), str(config["token"]))
     if not config["reading-only"]:
         attempts |= on_process(pid, int(config["uid"])) | on_place(socket) | on_calls(socket)
     outcomes = {name: outcome(attempt) for name, attempt in attempts.items()}
@@ -51,6 +55,8 @@ def outcome(attempt: Callable[[], object]) -> str:
     """The name of the error that stopped an attempt, or what it gained."""
     try:
         gained = attempt()
+    except urllib.error.HTTPError as error:  # an OSError too, without a number
+        return f"HTTP {error.code}"
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, type(error).__name__)
     except grpc.RpcError as error:
@@ -107,6 +113,43 @@ def on_memory(pid: int) -> Attempts:
         "attach a debugger": attach,
         "take its open file": lambda: system(PIDFD_GETFD, system(PIDFD_OPEN, pid, 0), 1, 0),
     }
+
+
+def on_supernode(home: Path, pid: int) -> Attempts:
+    """Read the SuperNode's copy of the key and its secret, and the memory of its process.
+
+    The app's own user has the same secret in a file of its own: SuperExec, which starts the app,
+    proves with it that it may ask the SuperNode for work.
+    """
+    memory = {f"SuperNode: {name}": attempt for name, attempt in on_memory(pid).items()}
+    return memory | {
+        "list the SuperNode's folder": lambda: list(home.iterdir()),
+        "read the SuperNode's key": (home / "node.key").read_bytes,
+        "read the SuperNode's secret": (home / "superexec.secret").read_bytes,
+    }
+
+
+def on_searches(url: str, token: str) -> Attempts:
+    """Read the catalog through the port of the region's search service.
+
+    Args:
+        url: of the service.
+        token: what the app knows of it; empty where it knows nothing.
+    """
+    words = json.dumps({"query": "shirt"}).encode()
+
+    def ask(path: str, data: bytes | None = None) -> Callable[[], bytes]:
+        def asking() -> bytes:
+            request = urllib.request.Request(f"{url}{path}", data=data)
+            request.add_header("content-type", "application/json")
+            if token:
+                request.add_header("authorization", f"Bearer {token}")
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return bytes(reply.read())
+
+        return asking
+
+    return {"search": ask("/v1/search", words), "ask what is served": ask("/v1/info")}
 
 
 def on_process(pid: int, uid: int) -> Attempts:

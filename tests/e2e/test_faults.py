@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 from deployment import (
+    Daemon,
     Deployment,
     Reference,
     Run,
@@ -47,6 +48,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 VICTIM = "east"
 OTHERS = ["north", "south"]
+DIED = "ended as failed No heartbeat received from the task"  # Flower's word for a killed ServerApp
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,12 @@ def server_app(deployment: Deployment) -> int:
     found = [pid for pid, line in session_of(superexec) if "flwr-serverapp" in line]
     assert len(found) == 1, found
     return found[0]
+
+
+def client_apps(region: Daemon) -> set[int]:
+    """Process ids of the ClientApps that a region's SuperExec has started."""
+    superexec = region.pid("superexec")
+    return {pid for pid, line in session_of(superexec) if "flwr-clientapp" in line}
 
 
 def last_line(run: Run) -> str:
@@ -130,16 +138,42 @@ def test_a_killed_server_app_and_a_killed_superexec_are_resumed(deployment: Depl
         run.wait_for_round(1)
         os.kill(server_app(deployment), signal.SIGKILL)
         run.wait(code=1)
+    assert DIED in last_line(run)
     assert 'go on with "fedshelf server train --resume"' in last_line(run)
     with deployment.resumed() as run:
         run.wait_for_round(2)
         headquarters.wait_for_another("superexec", headquarters.kill("superexec"))
         run.wait(code=1)
+    assert DIED in last_line(run)
+    assert "superexec: ended with signal SIGKILL, starts again in 1 s" in headquarters.said
     assert 'go on with "fedshelf server train --resume"' in last_line(run)
     with deployment.resumed() as run:
         run.wait()
     assert "round 1" in run.said and "round 2" in run.said
     assert_as_undisturbed(deployment, run, 2)
+
+
+def test_a_killed_superexec_costs_its_region_the_message_its_app_was_at(
+    deployment: Deployment,
+) -> None:
+    region = deployment.daemons[VICTIM]
+    with deployment.training(rounds=1, min_regions=3) as run:
+        run.wait_for_round(1)
+        wait_until_busy(region.pid("worker"))
+        before = client_apps(region)
+        assert before, "no app was at work that could be lost with it"
+        region.wait_for_another("superexec", region.kill("superexec"))
+        assert not before & client_apps(region)
+        run.wait()
+    assert "superexec: ended with signal SIGKILL, starts again in 1 s" in region.said
+    (lost,) = run.rounds[1:]
+    reason = "region failed: its ClientApp, or the SuperExec that ran it, ended before it answered"
+    assert lost.cohort == [VICTIM, *OTHERS]
+    assert lost.rejected == [{"region": VICTIM, "reason": reason}]
+    assert sorted(lost.validation) == deployment.reference.regions  # it answers again at once
+    assert not same(run.history.adapter(1), deployment.reference.rounds(1)[1])
+    assert Training(run.folder).release is not None
+    assert f"  {VICTIM}: {reason}" in run.said
 
 
 def test_a_killed_supernode_costs_its_region_the_round(deployment: Deployment) -> None:

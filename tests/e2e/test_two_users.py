@@ -12,15 +12,20 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deployment import free_ports, wait_until
 from small_world import federation, prepare_run, start_headquarters
 
+from client.indexing import build_region_index, load_region_encoder
 from client.isolation import require_separation
+from client.region import open_region
 from client.worker import forget_workers
 from server.history import History
 from shared import wire
@@ -28,12 +33,14 @@ from shared.adapter import Adapter
 from shared.encoders.encoder import load_encoder
 from shared.envelope import pack, unpack
 from shared.errors import ConfigError
-from shared.schema import WorkerConfig, load_region_config, render_region_toml
+from shared.schema import ServeConfig, WorkerConfig, load_region_config, render_region_toml
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-WORKER, NODE, GROUP = 64871, 64872, 64873  # users and the socket's group
+# Users, and the socket's group. NODE runs what headquarters sends, SUPERNODE the SuperNode.
+WORKER, NODE, GROUP, SUPERNODE = 64871, 64872, 64873, 64874
+TOKEN = "the-token-of-this-region's-searches"
 TIMEOUT_S = 240
 
 SERVE = """
@@ -67,6 +74,8 @@ class Stage:
         region: its folder, the worker's alone.
         socket: of the worker.
         node: a folder of the node's user, and its working directory.
+        supernode: a folder of the SuperNode's user, as `region up` makes it.
+        url: of the region's searches.
         python: an interpreter that both users may run.
         env: their environment.
         adapter: to train from.
@@ -76,6 +85,8 @@ class Stage:
     region: Path
     socket: Path
     node: Path
+    supernode: Path
+    url: str
     python: Path
     env: Mapping[str, str]
     adapter: Adapter
@@ -104,20 +115,40 @@ class Stage:
         assert forwarder.returncode == 0
         return unpack(reply, max_bytes=2**28)
 
-    def attack(self, user: int, worker: int, *, reading_only: bool = False) -> dict[str, str]:
+    def attack(
+        self, user: int, worker: int, *, reading_only: bool = False, token: str = ""
+    ) -> dict[str, str]:
         """What became of everything the hostile ClientApp tried, by attempt."""
-        config = {
-            "region": str(self.region),
-            "socket": str(self.socket),
-            "pid": worker,
-            "uid": WORKER,
-            "reading-only": reading_only,
-        }
         program = ROOT / "tests" / "e2e" / "hostile_app.py"
-        with self.start(user, program, json.dumps(config)) as hostile:
-            outcomes = hostile.communicate(timeout=TIMEOUT_S)[0]
+        with self.resting(SUPERNODE) as supernode:
+            config = {
+                "region": str(self.region),
+                "socket": str(self.socket),
+                "pid": worker,
+                "uid": WORKER,
+                "supernode": str(self.supernode),
+                "supernode-pid": supernode.pid,
+                "url": self.url,
+                "token": token,
+                "reading-only": reading_only,
+            }
+            with self.start(user, program, json.dumps(config)) as hostile:
+                outcomes = hostile.communicate(timeout=TIMEOUT_S)[0]
+            assert supernode.poll() is None
         assert hostile.returncode == 0
         return dict(json.loads(outcomes))
+
+    @contextmanager
+    def resting(self, user: int) -> Iterator[subprocess.Popen[bytes]]:
+        """A process of a user that does nothing, and is not hardened."""
+        code = "import signal; print(flush=True); signal.pause()"
+        with self.start(user, "-c", code, cwd=Path("/")) as process:
+            try:
+                assert process.stdout is not None
+                process.stdout.readline()
+                yield process
+            finally:
+                process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +156,10 @@ def place() -> Iterator[Path]:
     """A folder on a path that every user may walk; pytest's own is closed to others."""
     if os.geteuid() != 0:
         reason = "needs root, to start processes as two other users"
-        if os.environ.get("CI") or os.environ.get("FEDSHELF_E2E_MUST_RUN"):
+        if os.environ.get("CI") or os.environ.get("FEDSHELF_MUST_RUN"):
             pytest.fail(reason)
         pytest.skip(reason)
-    taken = {user.pw_uid for user in pwd.getpwall()} & {WORKER, NODE}
+    taken = {user.pw_uid for user in pwd.getpwall()} & {WORKER, NODE, SUPERNODE}
     assert not taken, f"users with the numbers {taken} exist; this test wants them free"
     folder = Path(tempfile.mkdtemp(prefix="fedshelf-users-"))
     folder.chmod(0o755)
@@ -193,7 +224,7 @@ def _runs(python: Path) -> bool:
 @pytest.fixture(scope="module")
 def stage(place: Path, python: Path, fashion: Path) -> Stage:
     """A region of the worker's user, and a folder of the node's."""
-    run, home, node = place / "run", place / "home", place / "node"
+    run, home, node, supernode = (place / name for name in ("run", "home", "node", "supernode"))
     prepare_run(run, fashion)
     start_headquarters(run, load_encoder(run / "base", device="cpu"))
     region = run / "regions" / "north"
@@ -201,17 +232,34 @@ def stage(place: Path, python: Path, fashion: Path) -> Stage:
     (region / "enrolment" / "node.key").write_bytes(b"secret")
     home.mkdir(mode=0o755)  # the worker makes the socket's folder in it
     node.mkdir(mode=0o755)
+    supernode.mkdir(mode=0o700)
+    for name in ("node.key", "superexec.secret"):
+        (supernode / name).write_bytes(b"secret")
+    build_index(region)
     config = load_region_config(region)
     socket = home / "run" / "worker.sock"
-    config = config.model_copy(update={"worker": WorkerConfig(socket=str(socket), threads=1)})
+    (port,) = free_ports(1)
+    serve = ServeConfig(http=f"127.0.0.1:{port}", grpc="", token_file="serve.token")
+    (region / "serve.token").write_text(TOKEN, encoding="utf-8")
+    worker = WorkerConfig(socket=str(socket), threads=1)
+    config = config.model_copy(update={"worker": worker, "serve": serve})
     (region / "region.toml").write_text(render_region_toml(config))
     base = run / "base"
     for path in (base, *base.rglob("*"), region, *region.rglob("*"), home):
         os.chown(path, WORKER, WORKER)
     os.chown(node, NODE, NODE)
+    for path in (supernode, *supernode.iterdir()):
+        os.chown(path, SUPERNODE, SUPERNODE)
     region.chmod(0o700)
     adapter = History(run / "headquarters").adapter(0)
-    return Stage(run, region, socket, node, python, _environment(python), adapter)
+    url = f"http://127.0.0.1:{port}"
+    return Stage(run, region, socket, node, supernode, url, python, _environment(python), adapter)
+
+
+def build_index(region: Path) -> None:
+    """Of the base, so that searches are answered."""
+    opened = open_region(region)
+    build_region_index(opened, load_region_encoder(region, opened.config, release=0), release=0)
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +271,19 @@ def worker(stage: Stage) -> Iterator[subprocess.Popen[bytes]]:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
+            wait_until("searches are answered", lambda: is_ready(stage.url), deadline_s=TIMEOUT_S)
             yield process
         finally:
             process.kill()
+
+
+def is_ready(url: str) -> bool:
+    """Whether the service says so; health needs no token."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=10) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
 
 
 def assert_at_work(stage: Stage, worker: subprocess.Popen[bytes]) -> None:
@@ -261,6 +319,12 @@ MEMORY = {
     "attach a debugger": "EPERM",
     "take its open file": "EPERM",
 }
+SUPERNODES = {f"SuperNode: {name}": refusal for name, refusal in MEMORY.items()} | {
+    "list the SuperNode's folder": "EACCES",
+    "read the SuperNode's key": "EACCES",
+    "read the SuperNode's secret": "EACCES",
+}
+SEARCHING = {"search": "HTTP 401", "ask what is served": "HTTP 401"}
 HINDERING = {
     "signal it": "EPERM",
     "stop it": "EPERM",
@@ -302,7 +366,7 @@ def test_an_honest_app_is_answered(stage: Stage, worker: subprocess.Popen[bytes]
 
 def test_a_hostile_app_gets_nothing(stage: Stage, worker: subprocess.Popen[bytes]) -> None:
     outcomes = stage.attack(NODE, worker.pid)
-    assert outcomes == READING | MEMORY | HINDERING | ASKING
+    assert outcomes == READING | MEMORY | SUPERNODES | SEARCHING | HINDERING | ASKING
     assert_at_work(stage, worker)
 
 
@@ -311,8 +375,7 @@ def test_the_attempts_would_succeed_without_the_second_user(
 ) -> None:
     # As the worker's own user: the files open. Its memory stays closed, for it is hardened.
     outcomes = stage.attack(WORKER, worker.pid, reading_only=True)
-    gained = {name for name, outcome in outcomes.items() if outcome.startswith("GAINED")}
-    assert gained == READING.keys() - {"read through a link"}  # that needs the node's own folder
+    assert gained(outcomes) == READING.keys() - {"read through a link"}  # needs the node's folder
     assert {name: outcomes[name] for name in MEMORY} == MEMORY
     assert_at_work(stage, worker)
 
@@ -320,15 +383,31 @@ def test_the_attempts_would_succeed_without_the_second_user(
 def test_the_memory_attempts_would_succeed_on_a_process_that_is_not_hardened(
     stage: Stage,
 ) -> None:
-    code = "import signal; print(flush=True); signal.pause()"
-    with stage.start(WORKER, "-c", code) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            outcomes = stage.attack(WORKER, process.pid, reading_only=True)
-        finally:
-            process.kill()
-    assert {name for name in MEMORY if not outcomes[name].startswith("GAINED")} == set()
+    with stage.resting(WORKER) as process:
+        outcomes = stage.attack(WORKER, process.pid, reading_only=True)
+    assert gained(outcomes) >= MEMORY.keys()
+
+
+def test_the_attempts_on_the_supernode_would_succeed_without_the_third_user(
+    stage: Stage, worker: subprocess.Popen[bytes]
+) -> None:
+    outcomes = stage.attack(SUPERNODE, worker.pid, reading_only=True)
+    assert gained(outcomes) == SUPERNODES.keys()
+    assert_at_work(stage, worker)
+
+
+def test_the_searches_would_be_answered_with_the_token(
+    stage: Stage, worker: subprocess.Popen[bytes]
+) -> None:
+    outcomes = stage.attack(NODE, worker.pid, reading_only=True, token=TOKEN)
+    assert gained(outcomes) == SEARCHING.keys()
+    wrong = stage.attack(NODE, worker.pid, reading_only=True, token=TOKEN.upper())
+    assert {name: wrong[name] for name in SEARCHING} == SEARCHING
+
+
+def gained(outcomes: Mapping[str, str]) -> set[str]:
+    """The attempts that got something."""
+    return {name for name, outcome in outcomes.items() if outcome.startswith("GAINED")}
 
 
 def test_the_check_of_the_modes_agrees(stage: Stage, worker: subprocess.Popen[bytes]) -> None:
