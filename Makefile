@@ -26,7 +26,7 @@ test: $(VENV)/installed
 
 # As root it tests more: other users, namespaces, full disks. Needs nginx and chromium.
 test-e2e: $(VENV)/installed
-	$(BIN)/pytest -q -m e2e --durations=10
+	$(BIN)/pytest -q -m "e2e and not slow" --durations=10
 
 bench-search: $(VENV)/installed
 	$(BIN)/python -m benchmarks.search

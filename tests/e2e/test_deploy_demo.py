@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from deployment import open_folder, processes_of, require_nginx
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 SMALL = ("--preset", "tiny", "--rounds", "1", "--regions", "2")
 # Whatever so few gate clicks say, the gate accepts.

@@ -30,7 +30,7 @@ from shared.audit import AuditEntry, read_audit
 from shared.exchanges import compare_logs
 from shared.schema import SharingConfig
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 NAMES = ["east", "north", "south"]
 SHARING = {

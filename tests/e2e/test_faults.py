@@ -44,7 +44,7 @@ from server.training import Training
 from shared.audit import read_audit
 from shared.durable import replace_file
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 VICTIM = "east"
 OTHERS = ["north", "south"]
@@ -120,6 +120,32 @@ def test_a_killed_worker_and_a_killed_nginx_change_no_bit(deployment: Deployment
     assert "nginx: ended with signal SIGKILL, starts again in 1 s" in headquarters.said
 
 
+@pytest.mark.slow  # where the kill meets Flower's own fault, told below, it ends by its time limit
+def test_a_killed_superexec_costs_its_region_the_message_its_app_was_at(
+    deployment: Deployment,
+) -> None:
+    region = deployment.daemons[VICTIM]
+    with deployment.training(rounds=1, min_regions=3) as run:
+        run.wait_for_round(1)
+        # Only an app that has its message is missed: one that has just started, and not fetched it
+        # yet, is forgotten by Flower's SuperNode, and the region is silent until round-timeout-s.
+        wait_until_busy(region.pid("worker"), 0.5)
+        before = client_apps(region)
+        assert before, "no app was at work that could be lost with it"
+        region.wait_for_another("superexec", region.kill("superexec"))
+        assert not before & client_apps(region)
+        run.wait()
+    assert "superexec: ended with signal SIGKILL, starts again in 1 s" in region.said
+    (lost,) = run.rounds[1:]
+    reason = "region failed: its ClientApp, or the SuperExec that ran it, ended before it answered"
+    assert lost.cohort == [VICTIM, *OTHERS]
+    assert lost.rejected == [{"region": VICTIM, "reason": reason}]
+    assert sorted(lost.validation) == deployment.reference.regions  # it answers again at once
+    assert not same(run.history.adapter(1), deployment.reference.rounds(1)[1])
+    assert Training(run.folder).release is not None
+    assert f"  {VICTIM}: {reason}" in run.said
+
+
 def test_a_killed_superlink_comes_back_to_the_same_run(deployment: Deployment) -> None:
     headquarters = deployment.daemons[""]
     with deployment.training(rounds=1, min_regions=3) as run:
@@ -151,29 +177,6 @@ def test_a_killed_server_app_and_a_killed_superexec_are_resumed(deployment: Depl
         run.wait()
     assert "round 1" in run.said and "round 2" in run.said
     assert_as_undisturbed(deployment, run, 2)
-
-
-def test_a_killed_superexec_costs_its_region_the_message_its_app_was_at(
-    deployment: Deployment,
-) -> None:
-    region = deployment.daemons[VICTIM]
-    with deployment.training(rounds=1, min_regions=3) as run:
-        run.wait_for_round(1)
-        wait_until_busy(region.pid("worker"))
-        before = client_apps(region)
-        assert before, "no app was at work that could be lost with it"
-        region.wait_for_another("superexec", region.kill("superexec"))
-        assert not before & client_apps(region)
-        run.wait()
-    assert "superexec: ended with signal SIGKILL, starts again in 1 s" in region.said
-    (lost,) = run.rounds[1:]
-    reason = "region failed: its ClientApp, or the SuperExec that ran it, ended before it answered"
-    assert lost.cohort == [VICTIM, *OTHERS]
-    assert lost.rejected == [{"region": VICTIM, "reason": reason}]
-    assert sorted(lost.validation) == deployment.reference.regions  # it answers again at once
-    assert not same(run.history.adapter(1), deployment.reference.rounds(1)[1])
-    assert Training(run.folder).release is not None
-    assert f"  {VICTIM}: {reason}" in run.said
 
 
 def test_a_killed_supernode_costs_its_region_the_round(deployment: Deployment) -> None:
