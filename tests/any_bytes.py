@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Callable
 
 import grpc
-from hypothesis import Phase, given, settings
+from described import REPEATED
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.service.asked import METHODS
@@ -53,13 +54,7 @@ def answers_to_any_bytes(
     """
     answers = Counter[grpc.StatusCode]()
 
-    @settings(
-        max_examples=max_examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-    )
+    @settings(REPEATED, max_examples=max_examples)
     @given(raw=ANY_BYTES, name=st.sampled_from([method.name for method in METHODS]))
     def each(raw: bytes, name: str) -> None:
         code = grpc.StatusCode.OK

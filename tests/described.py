@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode, checks
 
+REPEATED = settings(deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+
 
 def hold(operation: Any, names: Sequence[str], *, max_examples: int) -> None:
     """Call an operation in many forms and apply Schemathesis' own checks to the answers.
@@ -20,14 +22,7 @@ def hold(operation: Any, names: Sequence[str], *, max_examples: int) -> None:
     checks.load_all_checks()
     wanted = [checks.CHECKS.get_one(name) for name in names]
 
-    @settings(
-        max_examples=max_examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(REPEATED, max_examples=max_examples, suppress_health_check=list(HealthCheck))
     @given(right_or_wrong=st.one_of(*(operation.as_strategy(mode) for mode in GenerationMode)))
     def holds(right_or_wrong: schemathesis.Case) -> None:
         right_or_wrong.call_and_validate(checks=wanted)

@@ -4,6 +4,8 @@ import struct
 import zlib
 from typing import Any
 
+import pytest
+
 from client.service.messages import MAX_BATCH, MAX_PAGE, MAX_QUERY_CHARS
 
 _EVENT = {"request_id": "r", "product_id": "p1", "type": "click"}
@@ -33,3 +35,18 @@ def bomb(width: int = 60_000, height: int = 60_000) -> bytes:
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in parts
     )
+
+
+BOMBS = pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        pytest.param(bomb(), "far too many pixels", id="above what PIL opens at all"),
+        pytest.param(bomb(8000, 8000), "8000 x 8000 pixels, at most", id="above our own limit"),
+    ],
+)
+
+
+def assert_one_line(text: str, field: str, words: str = "") -> None:
+    """A refusal names the field and says why in one line that fits a log."""
+    assert text.startswith(f"{field}: ") and words in text
+    assert len(text.splitlines()) == 1 and len(text) < 200
