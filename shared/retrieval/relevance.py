@@ -12,9 +12,8 @@ The floor is the region's own: all but one in a hundred of its shoppers' queries
 click have a better best product. A query below it is about nothing that is sold here; only words
 that it shares with a product count then.
 
-The shares were chosen on development queries (seen queries, kept out of training) over a real
-electronics catalog: of what is relevant among some 360 candidates a query 0.957 is kept, and 125
-candidates. Meaning or words alone (0.5, 0.5) keep 0.931 and 115.
+The shares were chosen on development queries (some that were asked in training) over a real
+electronics catalog, so that hardly any relevant candidate is lost; nothing tunes them per region.
 """
 
 from typing import Any, Final, NamedTuple
