@@ -181,6 +181,9 @@ def train(
     promote: Annotated[
         bool, typer.Option("--promote", help="Put it into use if accepted.")
     ] = False,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help='Only say how "flwr run" runs it; then --resume.')
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Run a training: rounds, gate and, if the gate accepts, a signed release."""
@@ -191,6 +194,8 @@ def train(
         raise typer.BadParameter(
             "goes on as it was; leave out --abandon and --set", param_hint="--resume"
         )
+    if prepare and promote:
+        raise typer.BadParameter("runs nothing; leave out --promote", param_hint="--prepare")
     hq = _open(folder)
     if abandon:
         trainings.abandon(conduct.latest(hq), "given up by headquarters")
@@ -200,6 +205,11 @@ def train(
         knobs = _knobs(knob or []) | {"num-rounds": rounds}
         _control(hq).list_nodes()  # fails before a training is made that nobody can run
         chosen = conduct.new_training(hq, knobs, seed=seed)
+    if prepare:
+        line = conduct.by_hand(hq, chosen)
+        then = 'then release it with "fedshelf server train --resume"'
+        _say({"training": chosen.number, "command": line}, [line, then], as_json)
+        return
     number = _conduct(hq, chosen, promote=promote, echo=_quiet if as_json else typer.echo)
     if as_json:
         typer.echo(json.dumps(_training_facts(chosen, number)))

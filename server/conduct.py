@@ -6,15 +6,17 @@ on after the last complete round.
 """
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from server.candidate import measured_quality, release_best
-from server.control import Control, RunStatus, SuperLinkAway, stage_app
+from server.control import Control, RunStatus, SuperLinkAway, run_config_toml, stage_app
 from server.headquarters import Headquarters
 from server.history import RoundRecord
+from server.processes import CONNECTION
 from server.releases import publish_release
 from server.training import (
     RunConfig,
@@ -32,6 +34,7 @@ from shared.durable import canonical_json, replace_file
 from shared.encoders.encoder import Encoder, load_encoder
 from shared.errors import FederationError
 from shared.release import CurrentRelease, read_release
+from shared.supervise import program_beside_python
 
 POLL_S = 1.0
 OUTAGE_S = 60.0  # a SuperLink that was killed is up again within seconds, and its runs go on
@@ -139,6 +142,24 @@ def follow(
         )
 
 
+def by_hand(hq: Headquarters, training: Training) -> str:
+    """What to type so that Flower's own command runs a training, or what is left of it.
+
+    Args:
+        hq: headquarters; its processes need not be up yet.
+        training: what will run. Once it has, `follow` returns at once and `release` releases it.
+
+    Returns:
+        One line for a shell.
+    """
+    app, knobs = stage_app(hq.flower / "app"), training.folder / "run-config.toml"
+    replace_file(knobs, run_config_toml(_run_config(training)).encode())
+    flwr = program_beside_python("flwr")
+    words = (flwr, "run", str(app), CONNECTION, "--stream", "--run-config", str(knobs.resolve()))
+    AuditLog(hq.audit).append("training.handed_over", training=training.number)
+    return f"FLWR_HOME={shlex.quote(str(hq.flower.resolve()))} {shlex.join(words)}"
+
+
 def release(hq: Headquarters, training: Training) -> int | None:
     """Turn a complete training into a signed release, if the gate accepted it.
 
@@ -215,12 +236,14 @@ def _status(control: Control, run_id: int) -> RunStatus:
 
 
 def _start(hq: Headquarters, control: Control, training: Training) -> int:
-    app = stage_app(hq.flower / "app")
-    run_config = {**training.config["run_config"], "run-dir": str(training.folder.resolve())}
-    run_id = control.start_run(app, run_config)
+    run_id = control.start_run(stage_app(hq.flower / "app"), _run_config(training))
     replace_file(training.folder / "run.json", canonical_json({"run_id": run_id}))
     AuditLog(hq.audit).append("training.started", training=training.number, run_id=run_id)
     return run_id
+
+
+def _run_config(training: Training) -> RunConfig:
+    return {**training.config["run_config"], "run-dir": str(training.folder.resolve())}
 
 
 def _run_of(training: Training, control: Control) -> int | None:

@@ -132,9 +132,8 @@ class Control:
             ConfigError: a value is not of a kind that Flower carries.
             FederationError: the SuperLink cannot be reached or refuses the app.
         """
-        text = "".join(f"{json.dumps(k)} = {_toml(k, v)}\n" for k, v in run_config.items())
         with NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as overrides:
-            overrides.write(text)
+            overrides.write(run_config_toml(run_config))
             overrides.flush()
             # Flower reads one value "key=value" more loosely than a file of them.
             chosen = ["--run-config", overrides.name] if run_config else []
@@ -247,6 +246,17 @@ class Control:
                 f"headquarters: no answer in {_TIMEOUT_S:g} s; read its logs"
             ) from None
         return _answer(done.stdout, done.stderr)
+
+
+def run_config_toml(run_config: Mapping[str, str | int | float | bool]) -> str:
+    """The overrides of a run as the file that `flwr run --run-config` reads.
+
+    Raises:
+        ConfigError: a value is not of a kind that Flower carries.
+    """
+    return "".join(
+        f"{json.dumps(key)} = {_toml(key, value)}\n" for key, value in run_config.items()
+    )
 
 
 def stage_app(target: Path) -> Path:

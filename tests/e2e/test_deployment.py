@@ -6,6 +6,7 @@ the first training is known: the same regions, federated in this process.
 
 import json
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,17 @@ def test_a_revoked_region_is_out_at_once(deployment: Deployment) -> None:
     assert all(record["rejected"] == [] for record in told["rounds"])
 
 
+def test_flower_s_own_command_runs_a_training(deployment: Deployment) -> None:
+    told = train(deployment, "--prepare", rounds=1, min_regions=2)
+    done = subprocess.run(
+        told["command"], shell=True, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert "round 1/1: loss" in done.stdout + done.stderr
+    released = deployment.server_json("train", "--resume")
+    assert (released["training"], len(released["rounds"])) == (told["training"], 2)
+    assert released["gate"] is not None
+
+
 def test_every_audit_log_is_unbroken(deployment: Deployment) -> None:
     told, logs = dict[str, list[str]](), dict[str, list[AuditEntry]]()
     for folder in (deployment.hq, *(deployment.region(name) / "state" for name in NAMES)):
@@ -229,6 +241,7 @@ def test_every_audit_log_is_unbroken(deployment: Deployment) -> None:
         "region.invited",
         "region.admitted",
         "training.started",
+        "training.handed_over",
         "round.completed",
         "gate.decided",
         "release.written",
@@ -242,7 +255,7 @@ def test_every_audit_log_is_unbroken(deployment: Deployment) -> None:
         assert told[name].count("index.swapped") >= swaps
         assert told[name][0] == "region.enrolled"
         assert "message.refused" not in told[name]
-    trained = {"east": (ROUNDS, 1, 1), "north": (ROUNDS, 1, 1), "south": (ROUNDS, 1)}
+    trained = {"east": (ROUNDS, 1, 1, 1), "north": (ROUNDS, 1, 1, 1), "south": (ROUNDS, 1)}
     for name, rounds in trained.items():  # by training: validation, twice a round, and the gate
         expected = sum(1 + 2 * number + 1 for number in rounds)
         assert compare_logs(logs[""], logs[name], name) == (expected, [])

@@ -4,13 +4,14 @@ Flower's control API is the one that runs the ServerApp in this process; all els
 """
 
 import json
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from small_federation import SmallFederation, fails, worse
+from small_federation import SmallFederation, SmallGrid, fails, run_server_app, worse
 from small_world import Answer, Call
 
 import server.cli
@@ -127,6 +128,7 @@ def test_init_overwrites_nothing(call: Call, at: Any) -> None:
         ["status", "--colour"],
         ["train", "--resume", "--abandon"],
         ["train", "--resume", "--set", "quorum=1"],
+        ["train", "--prepare", "--promote"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], call: Call) -> None:
@@ -281,6 +283,21 @@ def test_a_training_that_fails_is_resumed(call: Call, at: Any, small: SmallFeder
     assert again == found
     assert read_current(small.hq.releases, public_key_hex=small.hq.release_key).release == 1
     assert len(small.control.runs) == 2
+
+
+def test_a_training_that_flower_s_own_command_ran_is_released(
+    call: Call, at: Any, small: SmallFederation
+) -> None:
+    found = facts(call("train", *at, "--rounds", 1, "--set", "quorum=1", "--prepare", "--json"))
+    home, _, *words, run_config_file = shlex.split(found["command"])
+    assert home == f"FLWR_HOME={small.hq.flower.resolve()}"
+    app = str(small.hq.flower / "app")
+    assert words == ["run", app, "prod", "--stream", "--run-config"]
+    run_config = tomllib.loads(Path(run_config_file).read_text(encoding="utf-8"))
+    assert (run_config["num-rounds"], run_config["quorum"]) == (1, 1)
+    run_server_app(SmallGrid(small.regions), run_config)
+    assert facts(call("train", *at, "--resume", "--json"))["release"] == 1
+    assert small.control.runs == []
 
 
 def test_a_training_can_be_given_up(call: Call, at: Any, small: SmallFederation) -> None:
