@@ -204,19 +204,25 @@ class Shelf:
         hidden = self._hidden(ask)
         if not ask.text.strip() and ask.vector is None:
             return self._popular(ask, hidden)
-        eligible = self._eligible(ask.filters, hidden)
+        eligible, codes = self._eligible(ask.filters, hidden), self._codes(ask)
         dense = self._dense(ask, eligible, DEPTH, stage)
         lexical = self._lexical(ask, hidden, DEPTH, stage)
         if bar is None:
-            bar = self._bar(ask, hidden, dense, lexical)
+            bar = self._bar(ask, hidden, dense, lexical, is_code=bool(codes))
         with stage("fuse"):
-            return self._ordered(ask, eligible, dense, lexical, bar)
+            return self._ordered(ask, self._first(ask, eligible, codes), dense, lexical, bar)
 
     def _hidden(self, ask: Ask) -> Rows:
         return self._rows(self.rules.blocked(ask.text) | set(ask.hidden))
 
     def _bar(
-        self, ask: Ask, hidden: Rows, dense: tuple[Rows, Scores], lexical: tuple[Rows, Scores]
+        self,
+        ask: Ask,
+        hidden: Rows,
+        dense: tuple[Rows, Scores],
+        lexical: tuple[Rows, Scores],
+        *,
+        is_code: bool,
     ) -> Bar:
         """What an answer must reach: by the best there is, whether or not it passes the filters."""
         if active(ask.filters):
@@ -230,7 +236,7 @@ class Shelf:
         )
         if not _by_meaning(ask):
             return bar.by_words()
-        return bar.by_most_words() if self._codes(ask) else bar
+        return bar.by_most_words() if is_code else bar
 
     def _eligible(self, filters: Filters, hidden: Rows) -> NDArray[np.bool_] | None:
         """Rows that may be shown, None for all of them."""
@@ -267,14 +273,13 @@ class Shelf:
     def _ordered(
         self,
         ask: Ask,
-        eligible: NDArray[np.bool_] | None,
+        first: Sequence[int],
         dense: tuple[Rows, Scores],
         lexical: tuple[Rows, Scores],
         bar: Bar,
     ) -> Found:
         fused = self._fused(ask, dense, lexical)
         fused = fused.where(bar.reached(fused.dense, fused.lexical))
-        first = self._first(ask, eligible)
         found = self._grouped(*_put_first(first, fused.rows, fused.scores), ask.sort)
         pinned = frozenset(first if ask.sort == "relevance" else ())
         return replace(found, pinned=pinned, evidence=fused, bar=bar)
@@ -303,12 +308,14 @@ class Shelf:
             else lambda rows: inner_products(vector[None], self.vectors.vectors_of(rows)[None])[0],
         )
 
-    def _first(self, ask: Ask, eligible: NDArray[np.bool_] | None) -> list[int]:
+    def _first(
+        self, ask: Ask, eligible: NDArray[np.bool_] | None, codes: Sequence[int]
+    ) -> list[int]:
         """Rows of exact codes and of pins; pins come first of all."""
         if ask.ranker != "hybrid" or not ask.text.strip():
             return []
         pins = [self.products.row_of(one) for one in self.rules.pinned(ask.text)]
-        rows = [*(row for row in pins if row is not None), *self._codes(ask)]
+        rows = [*(row for row in pins if row is not None), *codes]
         allowed = [row for row in rows if eligible is None or eligible[row]]
         return list(dict.fromkeys(allowed))
 
@@ -351,7 +358,7 @@ class Shelf:
         depth = min(self.products.num_rows, MAX_MATCHING)
         fused = self._fused(ask, self._dense(ask, shown, depth), self._lexical(ask, hidden, depth))
         rows = fused.rows[bar.reached(fused.dense, fused.lexical)]
-        return np.union1d(rows, np.array(self._first(ask, shown), np.int64))
+        return np.union1d(rows, np.array(self._first(ask, shown, self._codes(ask)), np.int64))
 
     def _instead(self, ask: Ask) -> Found:
         popular = self._popular(Ask(sort=ask.sort), self._hidden(ask))
