@@ -208,7 +208,7 @@ class Shelf:
         dense = self._dense(ask, eligible, DEPTH, stage)
         lexical = self._lexical(ask, hidden, DEPTH, stage)
         if bar is None:
-            bar = self._bar(ask, hidden, dense, lexical, is_code=bool(codes))
+            bar = self._bar(ask, hidden, dense, lexical, is_code=_is_code(ask.text, codes))
         with stage("fuse"):
             return self._ordered(ask, self._first(ask, eligible, codes), dense, lexical, bar)
 
@@ -320,7 +320,7 @@ class Shelf:
         return list(dict.fromkeys(allowed))
 
     def _codes(self, ask: Ask) -> list[int]:
-        """Rows that the text names by an exact code; then nothing is found by likeness to it."""
+        """Rows that the text names by an exact code."""
         return self.products.find_code(ask.text) if ask.ranker == "hybrid" else []
 
     # -- without words, or without luck -----------------------------------------------------------
@@ -372,6 +372,14 @@ class Shelf:
 def _by_meaning(ask: Ask) -> bool:
     """Whether products are looked for by their vectors."""
     return ask.vector is not None and not (ask.ranker == "lexical" and ask.text.strip())
+
+
+def _is_code(text: str, named: Sequence[int]) -> bool:
+    """Whether likeness to a text means nothing: it names products, and is no word that names them.
+
+    An id or a SKU may be a common word ("boots"), which shoppers mean otherwise; it has no digit.
+    """
+    return bool(named) and any(map(str.isdigit, text))
 
 
 _NOTHING = (np.empty(0, np.int64), np.empty(0, np.float32))

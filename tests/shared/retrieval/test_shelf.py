@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -209,7 +210,7 @@ class SlowShelf:
         some = row in bm25 and bm25[row] >= LEXICAL_TOGETHER * most
         if not self.asks_dense(ask):
             return some
-        if self.codes(ask):
+        if self.codes(ask) and re.search("[0-9]", ask.text):
             return False
         cosine, best = self.cosine(ask, row), max(self.cosine(ask, one) for one in shown)
         if some and cosine >= DENSE_TOGETHER * best:
@@ -605,6 +606,10 @@ def test_a_code_finds_its_product_and_nothing_that_is_like_it() -> None:
     shelf = near_and_far()
     assert found_ids(shelf, Ask(text="T-1", vector=EAST)) == ["away"]
     assert found_ids(shelf, Ask(text="T-1", vector=EAST, ranker="dense")) == ["near", "other"]
+
+
+def test_a_code_that_is_a_word_comes_first_and_what_is_like_it_follows() -> None:
+    assert found_ids(near_and_far(), Ask(text="away", vector=EAST)) == ["away", "near", "other"]
 
 
 def test_a_filter_is_dropped_rather_than_filled_with_something_else() -> None:
