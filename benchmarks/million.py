@@ -37,7 +37,7 @@ def measure_million(
     factory = plan_factory(*vectors.shape)
     coded = "IVF" in factory
     name = f"{factory} over {size:,} ({len(corpus.vectors):,} real)"
-    index, seconds = build(vectors, factory, keeps_vectors=coded)
+    index, seconds = build(corpus, vectors, factory, keeps_vectors=coded)
     report.add(SECTION, f"{name}, build, one thread", seconds, "s")
     matrix = vectors.astype(np.float16) if coded else None
     on_disk = faiss.serialize_index(index).nbytes + (0 if matrix is None else matrix.nbytes)
