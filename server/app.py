@@ -40,10 +40,10 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, config: FederationConfig, history: History) -> None:
-    if config.task == "matrix":
-        run_matrix(grid, config, history, meet=_meet(config, history))
-        return
     audit = TrainingLog.of(Path(config.run_dir))
+    if config.task == "matrix":
+        run_matrix(grid, config, history, meet=_meet(config, history), audit=audit)
+        return
     run_rounds(grid, config, history, audit)
     if config.gate:
         ask_gate(grid, config, history, meet=_meet(config, history), audit=audit)

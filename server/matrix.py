@@ -14,12 +14,14 @@ from flwr.serverapp import Grid
 
 from server.gate_round import compare_in_regions
 from server.handshake import Meeting
-from server.history import History
+from server.history import History, RoundRecord
 from server.replies import sort_replies
+from server.traffic import Traffic, TrainingLog
 from shared import wire
 from shared.adapter import Adapter, add
 from shared.config import FederationConfig
 from shared.errors import FederationError
+from shared.exchanges import digest
 
 log = logging.getLogger("fedshelf.server")
 
@@ -30,6 +32,7 @@ def run_matrix(
     history: History,
     *,
     meet: Callable[[Grid], Meeting],
+    audit: TrainingLog,
 ) -> None:
     """Make the table and keep it as `matrix.json`.
 
@@ -38,6 +41,7 @@ def run_matrix(
         config: `num_rounds` is how many rounds an adapter of one region trains.
         history: its `references` are the releases; the table is written there.
         meet: the handshake.
+        audit: told of every message that counted.
 
     Raises:
         FederationError: no region agrees to measure.
@@ -51,13 +55,14 @@ def run_matrix(
     base, releases = history.adapter(0), history.references()
     rows = {"release 0": base} | {f"release {n}": found for n, found in releases.items() if n}
     for node, region in sorted(_those_that(meeting, "shares_local").cohort.items()):
-        adapter = _train_alone(grid, config, base, node, region)
+        adapter = _train_alone(grid, config, base, node, region, audit)
         if adapter is not None:
             rows[f"{region} alone"] = adapter
     names = list(rows)
-    differences, metrics, rejected, _ = compare_in_regions(
+    differences, metrics, rejected, traffic = compare_in_regions(
         grid, config, measuring, base, dict(enumerate(rows.values())), purpose=wire.MATRIX
     )
+    audit.matrix_measured(cohort=measuring.cohort.values(), rejected=rejected, traffic=traffic)
     cells = {
         name: {
             region: metrics[region].get("ndcg@10", 0.0) - found.mean
@@ -82,7 +87,12 @@ def _those_that(meeting: Meeting, agree: str) -> Meeting:
 
 
 def _train_alone(
-    grid: Grid, config: FederationConfig, adapter: Adapter, node: int, region: str
+    grid: Grid,
+    config: FederationConfig,
+    adapter: Adapter,
+    node: int,
+    region: str,
+    audit: TrainingLog,
 ) -> Adapter | None:
     """An adapter trained by one region alone, or None if one of its rounds fails."""
     for number in range(1, config.num_rounds + 1):
@@ -90,7 +100,7 @@ def _train_alone(
         request = wire.train_request(
             arrays, config.train_config(number), number, purpose=wire.LOCAL
         )
-        updates, _ = sort_replies(
+        updates, rejected = sort_replies(
             grid.send_and_receive(
                 [Message(request, node, MessageType.TRAIN)], timeout=config.round_timeout_s
             ),
@@ -99,15 +109,23 @@ def _train_alone(
             where=f'"{region}" alone, round {number}',
             timeout_s=config.round_timeout_s,
         )
+        answers = {name: found for name, (_, (_, found)) in updates.items()}
+        audit.matrix_trained(
+            RoundRecord(number, cohort=[region], rejected=rejected),
+            Traffic({MessageType.TRAIN: digest(request)}, {MessageType.TRAIN: answers}),
+        )
         if region not in updates:
             return None
-        adapter = add(adapter, updates[region][1].update)
+        adapter = add(adapter, updates[region][1][0].update)
     return adapter
 
 
 def _update_check(
     config: FederationConfig, sent: Adapter
-) -> Callable[[RecordDict], wire.TrainReply]:
-    return lambda content: wire.read_train_reply(
-        content, sent, max_examples=config.max_examples, max_norm=config.max_update_norm
+) -> Callable[[RecordDict], tuple[wire.TrainReply, str]]:
+    return lambda content: (
+        wire.read_train_reply(
+            content, sent, max_examples=config.max_examples, max_norm=config.max_update_norm
+        ),
+        digest(content),
     )

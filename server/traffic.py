@@ -1,7 +1,8 @@
 """What headquarters' audit log says of a training: who took part, which messages counted, the mean.
 
-A training lies in `HEADQUARTERS/trainings/NUMBER`, and its entries go to `audit.jsonl` of that
-headquarters. A simulation has no headquarters, and nothing is noted.
+A training lies in `HEADQUARTERS/trainings/NUMBER`, a cross-site table in `matrices/NUMBER`, and the
+entries of both go to `audit.jsonl` of that headquarters. A simulation has no headquarters, and
+nothing is noted.
 
 Each entry is written before the file it tells of (`history.json`, `gate.json`). So after a kill
 between the two a round is noted twice rather than never: what is not in the history is run again,
@@ -19,7 +20,15 @@ from server.gate import GateDecision
 from server.history import RoundRecord
 from shared.audit import AuditLog
 from shared.durable import sha256_file
-from shared.exchanges import GATE_DECIDED, ROUND_COMPLETED, ROUND_FAILED
+from shared.exchanges import (
+    GATE_DECIDED,
+    MATRIX_MEASURED,
+    MATRIX_TRAINED,
+    ROUND_COMPLETED,
+    ROUND_FAILED,
+)
+
+_KINDS = {"trainings": "training", "matrices": "matrix"}  # by the folder they lie in
 
 
 @dataclass
@@ -43,24 +52,27 @@ class Traffic:
 
 
 class TrainingLog:
-    """Notes what happens in one training.
+    """Notes what happens in one training, or one cross-site table.
 
     Args:
         audit: of headquarters; None notes nothing.
-        training: its number.
+        which: its number, by what it is: "training" or "matrix".
     """
 
-    def __init__(self, audit: AuditLog | None = None, *, training: int = 0) -> None:
-        self._audit, self._training = audit, training
+    def __init__(
+        self, audit: AuditLog | None = None, which: Mapping[str, JsonValue] | None = None
+    ) -> None:
+        self._audit, self._which = audit, dict(which or {})
 
     @classmethod
     def of(cls, run_dir: Path) -> "TrainingLog":
         """That of a run's folder: of headquarters if it lies in one, otherwise of nobody."""
-        trainings = run_dir.resolve().parent
-        headquarters = trainings.parent
-        if trainings.name != "trainings" or not (headquarters / "server.toml").is_file():
+        kind = run_dir.resolve().parent
+        headquarters = kind.parent
+        if kind.name not in _KINDS or not (headquarters / "server.toml").is_file():
             return cls()
-        return cls(AuditLog(headquarters / "audit.jsonl"), training=int(run_dir.name))
+        which: dict[str, JsonValue] = {_KINDS[kind.name]: int(run_dir.name)}
+        return cls(AuditLog(headquarters / "audit.jsonl"), which)
 
     def round_completed(self, record: RoundRecord, traffic: Traffic, adapter: Path) -> None:
         """Note a round whose adapter is in a file; its record is not in the history yet.
@@ -97,21 +109,38 @@ class TrainingLog:
             "round": server_round,
             "verdict": "accepted" if decision.accepted else "declined",
             "reasons": [*decision.reasons],
-            "cohort": [*sorted(cohort)],
-            "rejected": [dict(entry) for entry in rejected],
-            **traffic.facts(),
+            **_who(cohort, rejected, traffic),
         }
         self._append(GATE_DECIDED, facts)
 
+    def abandoned(self, reason: str) -> None:
+        """Note that it is given up; what it found so far stays."""
+        self._append("training.abandoned", {"reason": reason})
+
+    def matrix_trained(self, record: RoundRecord, traffic: Traffic) -> None:
+        """Note a round that one region trained alone, to share the adapter that comes of it."""
+        self._append(MATRIX_TRAINED, _round_facts(record, traffic))
+
+    def matrix_measured(
+        self, *, cohort: Iterable[str], rejected: Iterable[Mapping[str, str]], traffic: Traffic
+    ) -> None:
+        """Note what a cross-site table was made of; `matrix.json` is not written yet."""
+        self._append(MATRIX_MEASURED, _who(cohort, rejected, traffic))
+
     def _append(self, event: str, facts: Mapping[str, JsonValue]) -> None:
         if self._audit is not None:
-            self._audit.append(event, training=self._training, **facts)
+            self._audit.append(event, **self._which, **facts)
 
 
 def _round_facts(record: RoundRecord, traffic: Traffic) -> dict[str, JsonValue]:
+    return {"round": record.round, **_who(record.cohort, record.rejected, traffic)}
+
+
+def _who(
+    cohort: Iterable[str], rejected: Iterable[Mapping[str, str]], traffic: Traffic
+) -> dict[str, JsonValue]:
     return {
-        "round": record.round,
-        "cohort": list(record.cohort),
-        "rejected": [dict(entry) for entry in record.rejected],
+        "cohort": [*sorted(cohort)],
+        "rejected": [dict(entry) for entry in rejected],
         **traffic.facts(),
     }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from server.history import History
+from server.traffic import TrainingLog
 from shared.adapter import Adapter, load_adapter, save_adapter
 from shared.durable import canonical_json, locked, new_folder, replace_file
 from shared.errors import FederationError, ReleaseError
@@ -139,6 +140,7 @@ def abandon(training: Training, reason: str) -> None:
             'leave out "--abandon"'
         )
     decision = {"accepted": False, "checks": [], "reasons": [reason]}
+    TrainingLog.of(training.folder).abandoned(reason)
     training.history.keep(
         "gate.json",
         {"round": 0, "candidate": {}, "differences": {}, "rejected": [], "decision": decision},

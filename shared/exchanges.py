@@ -10,6 +10,8 @@ replies that counted. Neither notes anything of the content. The bytes are those
     headquarters  round.completed    sent by kind, received by kind and region, and more
                   round.failed       the same, as far as the round came
                   gate.decided       the same, of the gate's comparison
+                  matrix.trained     the same, of a round of one region alone
+                  matrix.measured    the same, of the cross-site table
 """
 
 import hashlib
@@ -25,6 +27,8 @@ if TYPE_CHECKING:  # the ClientApp's process, which imports this, must start qui
 
 ANSWERED, REFUSED = "message.answered", "message.refused"
 ROUND_COMPLETED, ROUND_FAILED, GATE_DECIDED = "round.completed", "round.failed", "gate.decided"
+MATRIX_TRAINED, MATRIX_MEASURED = "matrix.trained", "matrix.measured"
+_COUNTED = (ROUND_COMPLETED, ROUND_FAILED, GATE_DECIDED, MATRIX_TRAINED, MATRIX_MEASURED)
 _Exchange = tuple[str, str, str]  # kind, digest of the request, digest of the reply
 
 
@@ -62,8 +66,8 @@ def compare_logs(
 ) -> tuple[int, list[str]]:
     """Look for every exchange that headquarters counted in the region's own log.
 
-    The other way round says nothing: a region answers more than counts, such as descriptions, the
-    cross-site table, and rounds that were cut off.
+    The other way round says nothing: a region answers more than counts, such as descriptions, and
+    rounds that were cut off.
 
     Args:
         headquarters: all entries of its log.
@@ -77,7 +81,7 @@ def compare_logs(
     counted = [
         (f"entry {entry.seq}, {kind}", (kind, sent, received))
         for entry in headquarters
-        if entry.event in (ROUND_COMPLETED, ROUND_FAILED, GATE_DECIDED)
+        if entry.event in _COUNTED
         for kind, sent, received in _counted(entry.facts, name)
     ]
     return len(counted), [where for where, exchange in counted if exchange not in known]

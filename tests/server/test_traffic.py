@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from small_federation import (
 from server import conduct
 from server.history import History
 from server.traffic import TrainingLog
+from server.training import abandon
 from shared.audit import AuditLog, read_audit
 from shared.durable import sha256_file
 from shared.errors import AuditError, FederationError
@@ -48,7 +50,8 @@ def follow(small: SmallFederation) -> None:
 
 def keep_digests(region: SmallRegion) -> dict[str, list[str]]:
     """From now on, what the region answers, by purpose."""
-    kept: dict[str, list[str]] = {"round": [], "validation": [], "gate": []}
+    purposes = ("round", "validation", "gate", "local", "matrix")
+    kept: dict[str, list[str]] = {purpose: [] for purpose in purposes}
 
     def keeper(purpose: str) -> Callable[[RecordDict], RecordDict]:
         def keep(reply: RecordDict) -> RecordDict:
@@ -209,6 +212,50 @@ def test_commands_and_the_server_app_write_to_one_chain(small: SmallFederation) 
     assert len(facts_of(small, "region.invited")) > 1
 
 
+# -- beside the rounds -----------------------------------------------------------------------------
+
+
+def test_a_cross_site_table_is_noted_with_everything_that_counted(small: SmallFederation) -> None:
+    east, north = small.regions
+    east.description = replace(east.description, in_matrix=True, shares_local=True)
+    north.description = replace(north.description, in_matrix=True)
+    said = {region.name: keep_digests(region) for region in small.regions}
+    table = conduct.new_matrix(small.hq, {"num-rounds": 2, "region-wait-s": 0}, seed=7)
+    conduct.follow(small.hq, small.control, table, on_line=silent)  # type: ignore[arg-type]
+    trained = facts_of(small, "matrix.trained")
+    assert [(facts["matrix"], facts["round"], facts["cohort"]) for facts in trained] == [
+        (1, 1, ["east"]),
+        (1, 2, ["east"]),
+    ]
+    assert [facts["received"]["train"]["east"] for facts in trained] == said["east"]["local"]
+    (measured,) = facts_of(small, "matrix.measured")
+    assert (measured["cohort"], measured["rejected"]) == (["east", "north"], [])
+    assert measured["received"] == {
+        "evaluate": {name: kept["matrix"][0] for name, kept in said.items()}
+    }
+    assert len({*measured["sent"].values(), *(facts["sent"]["train"] for facts in trained)}) == 3
+
+
+def test_a_region_that_fails_alone_is_noted_with_its_reason(small: SmallFederation) -> None:
+    east, north = small.regions
+    east.description = replace(east.description, shares_local=True)
+    north.description = replace(north.description, in_matrix=True)
+    east.spoilt["local"] = fails
+    table = conduct.new_matrix(small.hq, {"num-rounds": 2, "region-wait-s": 0}, seed=7)
+    conduct.follow(small.hq, small.control, table, on_line=silent)  # type: ignore[arg-type]
+    (trained,) = facts_of(small, "matrix.trained")
+    assert trained["rejected"] == [{"region": "east", "reason": "region failed: ValueError"}]
+    assert trained["received"] == {"train": {}}
+
+
+def test_a_training_that_is_given_up_is_noted(small: SmallFederation) -> None:
+    training = conduct.new_training(small.hq, {"num-rounds": 1}, seed=7)
+    abandon(training, "given up by headquarters")
+    assert facts_of(small, "training.abandoned") == [
+        {"training": 1, "reason": "given up by headquarters"}
+    ]
+
+
 # -- where there is no headquarters ----------------------------------------------------------------
 
 
@@ -220,13 +267,14 @@ def test_a_simulation_notes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("audit*"))
 
 
-def test_only_a_training_of_headquarters_has_a_log(small: SmallFederation, tmp_path: Path) -> None:
+def test_only_what_headquarters_asked_for_has_a_log(small: SmallFederation, tmp_path: Path) -> None:
     hq = small.hq.folder
-    for run in (hq / "matrices" / "0001", hq / "run", tmp_path / "trainings" / "0001"):
+    for run in (hq / "gates" / "0001", hq / "run", tmp_path / "trainings" / "0001"):
         TrainingLog.of(run)._append("x", {})
     assert not list(tmp_path.rglob("audit.jsonl"))
     TrainingLog.of(hq / "trainings" / "0012")._append("x", {})
-    assert facts_of(small, "x") == [{"training": 12}]
+    TrainingLog.of(hq / "matrices" / "0003")._append("x", {})
+    assert facts_of(small, "x") == [{"training": 12}, {"matrix": 3}]
 
 
 def test_the_log_holds_digests_and_no_figures(small: SmallFederation) -> None:
