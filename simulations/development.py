@@ -1,0 +1,257 @@
+"""Compare choices of training on development queries, so that no test query is tuned on.
+
+    python -m simulations.development RUN [--set known-item-weight=0.1] [--rounds 8]
+
+RUN is a folder that `fedshelf simulate` has made. A share of the queries that its shoppers asked in
+training is held out: every click on them is left out in every region, the rest is federated anew
+from the base, and a line is printed after each round. Test queries and human judgments take no
+part. nDCG@10 of the encoder alone, through exact search:
+
+    own         the held-out queries over each region's own catalog, mean over the regions
+    union       the same over all catalogs in one index
+    titles      a few neighbouring words of a title, over all catalogs; what has them is relevant
+    validation  of the regions' later clicks, over what was shown: what chooses the round
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from client.clicks import Examples, make_examples, split_by_time
+from client.evaluation import K, mean_metrics, rank
+from client.known_items import known_items_of, make_known_items
+from client.region import read_clicks
+from client.training import TrainingData, make_training_data, train
+from client.worker import Worker, get_worker
+from server.history import History
+from shared.adapter import Adapter, subtract
+from shared.config import TrainConfig, default_run_config, parse_run_config
+from shared.encoders.encoder import Encoder
+from shared.encoders.presets import cache_root
+from shared.errors import ConfigError, FedshelfError
+from simulations.baselines import pooled_products, validate
+from simulations.datasets.load import load_source
+from simulations.partition import region_names
+from simulations.queries import make_qrels, normalize, share_of, split_queries
+from simulations.table import TestSet, judgments
+
+HELD_OUT: Final = 0.15  # of the queries asked in training
+TITLE_QUERIES: Final = 1500
+MAX_ANSWERS: Final = 400  # words that more products have find nothing in particular
+_TITLES_SEED: Final = 1  # not the one that known items are trained with
+
+
+@dataclass(frozen=True)
+class Development:
+    """Queries that nothing is trained on, and what answers them.
+
+    Attributes:
+        own: the held-out queries over each region's own catalog.
+        union: the same over all catalogs, one behind the other.
+        titles: words of titles, over all catalogs.
+    """
+
+    own: list[TestSet]
+    union: TestSet
+    titles: TestSet
+
+    @property
+    def texts(self) -> set[str]:
+        """All of them, normalized."""
+        return {normalize(text) for text in (*self.union.queries, *self.titles.queries)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Federate with the knobs given and print what each round reaches; exit 1 with one line."""
+    parser = argparse.ArgumentParser(prog="development", description="Measure one choice.")
+    parser.add_argument("run", type=Path, help='folder that "fedshelf simulate" made')
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=NUMBER", dest="knobs")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args(arguments)
+    try:
+        torch.set_num_threads(given.threads)
+        _federate(given.run, _train_configs(given.run, given.rounds, given.knobs))
+    except FedshelfError as error:
+        sys.exit(f"error: {error}")
+
+
+def develop(run: Path, workers: Sequence[Worker]) -> Development:
+    """Hold out queries of a run, and make some of its titles.
+
+    Args:
+        run: folder that `fedshelf simulate` made.
+        workers: of its regions.
+    """
+    spec = _read_spec(run)
+    names, photos = region_names(spec["regions"]), cache_root() / "photos"
+    source = load_source(spec["data"], regions=names, seed=spec["seed"], folder=photos)
+    seen, _ = split_queries(source.queries)
+    held_out = [query for query in seen if share_of(query.text, salt="development") < HELD_OUT]
+    qrels = make_qrels(held_out, source.products["product_id"].to_list())
+    catalogs = [worker.region.catalog["product_id"] for worker in workers]
+    texts = [text for worker in workers for text in worker.region.texts]
+    return Development(
+        own=[judgments(qrels, ids) for ids in catalogs],
+        union=judgments(qrels, pl.concat(catalogs)),
+        titles=title_queries(texts, pl.concat(catalogs)),
+    )
+
+
+def title_queries(texts: Sequence[str], product_ids: pl.Series) -> TestSet:
+    """Words of titles as queries, and every product that has them as an answer.
+
+    Args:
+        texts: of the products, N of them.
+        product_ids: of the same.
+    """
+    rows = np.random.default_rng(_TITLES_SEED).permutation(len(texts))[: 2 * TITLE_QUERIES]
+    made = make_known_items(texts, np.sort(rows), seed=_TITLES_SEED)
+    query, row = np.divmod(made.positives, made.num_products)
+    named = pl.DataFrame({"query": pl.Series(made.queries).gather(query), "row": row})
+    few = named.filter(pl.len().over("query") <= MAX_ANSWERS)
+    kept = (
+        few["query"]
+        .unique()
+        .sort()
+        .sample(min(TITLE_QUERIES, few["query"].n_unique()), seed=_TITLES_SEED)
+    )
+    few = few.filter(pl.col("query").is_in(kept.implode()))
+    return judgments(
+        few.select("query", product_id=product_ids.gather(few["row"]), grade=pl.lit(3, pl.Int64)),
+        product_ids,
+    )
+
+
+def training_without(worker: Worker, held_out: set[str]) -> TrainingData:
+    """What a region trains on if nobody had asked the held-out queries.
+
+    Args:
+        worker: of the region.
+        held_out: normalized texts.
+    """
+    region, ids = worker.region, worker.region.catalog["product_id"]
+    clicks = split_by_time(read_clicks(region), region.config.splits).train
+    kept = [normalize(text) not in held_out for text in clicks["query"]]
+    clicks = clicks.filter(pl.Series(kept, dtype=pl.Boolean))
+    return make_training_data(
+        worker.encoder,
+        make_examples(clicks, ids),
+        _without(known_items_of(region.texts, ids, clicks), held_out),
+        worker.query_prefixes,
+        worker.products,
+    )
+
+
+def measure(
+    workers: Sequence[Worker], development: Development, adapter: Adapter
+) -> dict[str, float]:
+    """nDCG@10 of one adapter, by kind of query; see the module."""
+    encoder = workers[0].encoder
+    encoder.load_adapter(adapter)
+    own = [
+        _ndcg(rank(encoder, worker.products, worker.query_prefixes(tests.queries), k=K), tests)
+        for worker, tests in zip(workers, development.own, strict=True)
+    ]
+    union, titles = development.union, development.titles
+    asked = workers[0].query_prefixes([*union.queries, *titles.queries])
+    found = rank(encoder, pooled_products([w.products for w in workers]), asked, k=K)
+    clicks = [row["ndcg@10"] for row in validate(workers, adapter).values()]
+    return {
+        "own": float(np.mean(own)),
+        "union": _ndcg(found[: len(union.queries)], union),
+        "titles": _ndcg(found[len(union.queries) :], titles),
+        "validation": float(np.mean(clicks)),
+    }
+
+
+def _federate(run: Path, configs: Sequence[TrainConfig]) -> None:
+    workers = [get_worker(path.parent) for path in sorted((run / "regions").glob("*/region.toml"))]
+    development = develop(run, workers)
+    data = [training_without(worker, development.texts) for worker in workers]
+    adapter = History(run / "headquarters").adapter(0)
+    _say("base", measure(workers, development, adapter))
+    for number, config in enumerate(configs, start=1):
+        adapter = _round(workers, data, config, number, adapter)
+        _say(f"round {number}", measure(workers, development, adapter))
+
+
+def _round(
+    workers: Sequence[Worker],
+    data: Sequence[TrainingData],
+    config: TrainConfig,
+    number: int,
+    adapter: Adapter,
+) -> Adapter:
+    """FedAvg (McMahan et al. 2017): the mean of the updates, by examples."""
+    sizes = np.array([len(part.examples.weight) for part in data], np.float64)
+    mean = dict(adapter)
+    for worker, part, share in zip(workers, data, sizes / sizes.sum(), strict=True):
+        seed = [config.seed, number, *worker.region.config.region.encode()]
+        update = _update(worker.encoder, part, config, seed, adapter)
+        mean = {key: mean[key] + float(share) * update[key] for key in mean}
+    return mean
+
+
+def _update(
+    encoder: Encoder, data: TrainingData, config: TrainConfig, seed: list[int], adapter: Adapter
+) -> Adapter:
+    encoder.load_adapter(adapter)
+    train(encoder, data, config, seed=seed)
+    return subtract(encoder.adapter(), adapter)
+
+
+def _without(known: Examples, held_out: set[str]) -> Examples:
+    kept = np.array([normalize(text) not in held_out for text in known.queries], np.bool_)
+    asked = kept[known.query_index]
+    return replace(
+        known,
+        query_index=known.query_index[asked],
+        product_row=known.product_row[asked],
+        weight=known.weight[asked],
+    )
+
+
+def _ndcg(ranked: NDArray[np.int64], tests: TestSet) -> float:
+    return mean_metrics(ranked, tests.qrels)[f"ndcg@{K}"]
+
+
+def _say(when: str, figures: dict[str, float]) -> None:
+    told = "  ".join(f"{name} {figure:.4f}" for name, figure in figures.items())
+    print(f"{when:8}  {told}", flush=True)
+
+
+def _train_configs(run: Path, rounds: int, knobs: Sequence[str]) -> list[TrainConfig]:
+    defaults, chosen = default_run_config(), dict[str, int | float]()
+    for pair in knobs:
+        key, _, text = pair.partition("=")
+        kind = type(defaults.get(key))
+        try:
+            chosen[key] = {int: int, float: float}[kind](text)
+        except (KeyError, ValueError):
+            raise ConfigError(f"--set {pair}: expected KEY=NUMBER of the run config") from None
+    spec = _read_spec(run)
+    config = parse_run_config(
+        {**chosen, "run-dir": str(run), "num-rounds": rounds, "seed": spec["seed"]}
+    )
+    return [config.train_config(number) for number in range(1, rounds + 1)]
+
+
+def _read_spec(run: Path) -> dict[str, Any]:
+    path = run / "run.json"
+    if not (run / "world.json").is_file():
+        raise ConfigError(f'{run}: no run; make it with "fedshelf simulate --out {run}"')
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Development queries are held out everywhere and are no test queries; every round is measured."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from client.worker import Worker
+from simulations import development
+from simulations.development import develop, main, title_queries, training_without
+from simulations.queries import is_test, normalize
+
+TITLES = ["Red Boots", "red boots xl", "Blue Hat", "a b", "boots red"]
+
+
+@pytest.fixture(autouse=True)
+def _spec(run: Path, fashion: Path) -> None:
+    spec = {"data": f"fashion:{fashion}", "regions": 2, "seed": 7}
+    (run / "run.json").write_text(json.dumps(spec), encoding="utf-8")
+
+
+def answers(texts: Sequence[str]) -> dict[str, list[str]]:
+    found = title_queries(texts, pl.Series([f"p{row}" for row in range(len(texts))]))
+    return {
+        query: [texts[row].lower() for row in rows]
+        for query, (rows, _) in zip(found.queries, found.qrels, strict=True)
+    }
+
+
+def test_every_product_that_has_the_words_side_by_side_answers() -> None:
+    found = answers(TITLES)
+    assert found
+    for query, titles in found.items():
+        assert titles == [title.lower() for title in TITLES if f" {query} " in f" {title.lower()} "]
+
+
+def test_words_that_too_many_products_have_are_no_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    common = {query for query, titles in answers(TITLES).items() if len(titles) > 1}
+    monkeypatch.setattr(development, "MAX_ANSWERS", 1)
+    assert common
+    assert not common & answers(TITLES).keys()
+
+
+def test_held_out_queries_are_no_test_queries_and_nobody_trains_on_them(
+    run: Path, workers: list[Worker]
+) -> None:
+    held_out = develop(run, workers)
+    assert held_out.union.queries
+    assert not any(is_test(query) for query in held_out.union.queries)
+    trained_on_some = False
+    for worker in workers:
+        before = {normalize(query) for query in worker.examples.queries}
+        data = training_without(worker, held_out.texts)
+        after = {normalize(query) for query in data.examples.queries}
+        asked = {data.known.queries[number] for number in data.known.query_index.tolist()}
+        assert after == before - held_out.texts
+        assert not {normalize(query) for query in asked} & held_out.texts
+        trained_on_some |= after != before
+    assert trained_on_some
+
+
+def test_each_round_is_a_line_and_the_same_choice_the_same_figures(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lines(*options: str) -> list[str]:
+        main([str(run), "--rounds", "2", *options])
+        return capsys.readouterr().out.splitlines()
+
+    told = lines()
+    assert [line.split("  ")[0].strip() for line in told] == ["base", "round 1", "round 2"]
+    for line in told:
+        for name in ("own", "union", "titles", "validation"):
+            assert 0 < float(line.split(f"{name} ")[1].split()[0]) <= 1
+    assert lines() == told
+    changed = lines("--set", "learning-rate=0.05")
+    assert changed[0] == told[0]
+    assert changed[1:] != told[1:]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--set", "colour=1"], "--set colour=1: expected KEY=NUMBER of the run config"),
+        (["--set", "learning-rate=fast"], "--set learning-rate=fast: expected KEY=NUMBER"),
+        (["--set", "learning-rate"], "--set learning-rate: expected KEY=NUMBER"),
+    ],
+)
+def test_a_bad_knob_is_one_line(options: list[str], said: str, run: Path) -> None:
+    with pytest.raises(SystemExit, match=f"^error: {said}"):
+        main([str(run), *options])
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match='empty: no run; make it with "fedshelf simulate --out'):
+        main([str(tmp_path / "empty")])
