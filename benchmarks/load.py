@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpcore
 import numpy as np
@@ -36,6 +36,7 @@ from shared.errors import FederationError
 SECTION: Final = "load"
 RATES: Final = (0.7, 1.0, 2.0)  # of the capacity that was found
 _FEW: Final = 2  # callers
+_CHANGES: Final = 50  # products that are added, one at a time
 _WARM_UP_S: Final = 2.0
 _START_S: Final = 120.0
 _ANSWER_S: Final = 30.0
@@ -97,13 +98,14 @@ def measure_load(
     Raises:
         FederationError: the service does not start.
     """
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     make_region(folder, corpus, encoder, base, http=address, max_requests=max_requests)
     name = f"{len(corpus.vectors):,} products, {max_requests} places"
     texts = fresh_queries(corpus.queries)
     with served(folder, f"http://{address}") as process:
         url, capacity = f"http://{address}", 0.0
         asyncio.run(closed_loop(url, texts, callers=_FEW, seconds=_WARM_UP_S))
+        _put_down_changes(report, f"{len(corpus.vectors):,} products", url, corpus.queries)
         for callers in (_FEW, max_requests):
             found = asyncio.run(closed_loop(url, texts, callers=callers, seconds=seconds))
             _put_down(report, f"{name}, {callers} callers", found)
@@ -132,17 +134,18 @@ def fresh_queries(queries: Sequence[str]) -> Iterator[str]:
 
 
 @contextmanager
-def served(folder: Path, url: str) -> Iterator["subprocess.Popen[bytes]"]:
+def served(folder: Path, url: str, command: str = "serve") -> Iterator["subprocess.Popen[bytes]"]:
     """A region's service as a process of its own, ready to answer; killed at the end.
 
     Args:
         folder: of the region.
         url: where it will answer.
+        command: "serve", or "worker" for one that trains too.
 
     Raises:
         FederationError: it ends, or is not ready in time.
     """
-    program = [sys.executable, "-m", "fedshelf", "region", "serve", str(folder)]
+    program = [sys.executable, "-m", "fedshelf", "region", command, str(folder)]
     log = folder / "serve.log"
     with log.open("wb") as lines:
         process = subprocess.Popen(program, stdout=lines, stderr=lines)
@@ -216,6 +219,38 @@ async def _ask(
     outcome.answers.append((status, time.perf_counter() - due))
 
 
+def _put_down_changes(report: Report, name: str, url: str, queries: Sequence[str]) -> None:
+    """From asking for a new product to its acknowledgement, and to a search that finds it."""
+    acknowledged, found = [], []
+    for number in range(_CHANGES):
+        words = f"{queries[number % len(queries)]} novelty{number}"
+        product = {"product_id": f"novelty{number}", "title": words}
+        start = time.perf_counter()
+        _post(f"{url}/v1/upsert", {"products": [product]})
+        acknowledged.append(time.perf_counter() - start)
+        while product["product_id"] not in _ids(_post(f"{url}/v1/search", {"query": words})):
+            if time.perf_counter() - start > _ANSWER_S:
+                raise FederationError(f"{url}: a new product is not found after {_ANSWER_S:g} s")
+        found.append(time.perf_counter() - start)
+    for what, seconds in (("acknowledged", acknowledged), ("found", found)):
+        for quantile in (0.5, 1.0):
+            label = {0.5: "p50", 1.0: "longest"}[quantile]
+            value = float(np.quantile(seconds, quantile)) * 1e3
+            report.add(SECTION, f"{name}, a new product, until {what}, {label}", value, "ms")
+
+
+def _post(url: str, content: dict[str, object]) -> dict[str, Any]:
+    body = json.dumps(content).encode()
+    answer = httpcore.request("POST", url, headers=_HEADERS, content=body, extensions=_TIMEOUT)
+    if answer.status != 200:
+        raise FederationError(f"{url}: status {answer.status}, expected 200")
+    return dict(json.loads(answer.content))
+
+
+def _ids(answer: dict[str, Any]) -> list[str]:
+    return [hit["product_id"] for hit in answer["hits"]]
+
+
 def _put_down(report: Report, name: str, outcome: Outcome) -> None:
     statuses = outcome.statuses
     report.add(SECTION, f"{name}, asked", len(outcome.answers) / outcome.wall_s, "1/s")
@@ -237,7 +272,8 @@ def _ready(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens at now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -23,7 +23,8 @@ from benchmarks.million import MILLION, bound_memory, measure_million
 from benchmarks.place import measure_region
 from benchmarks.report import Report, machine_facts, table
 from benchmarks.timing import MIN_ROUNDS
-from benchmarks.whole import measure_whole
+from benchmarks.training import measure_training
+from benchmarks.whole import measure_filters, measure_whole
 from benchmarks.words import measure_words
 from shared.encoders.encoder import Encoder, load_encoder
 from shared.errors import ConfigError, FedshelfError
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=9, help=f"at least {MIN_ROUNDS}")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each phase under load")
     parser.add_argument("--threads", type=int, default=2, help="of torch, and callers at once")
+    parser.add_argument("--region", type=Path, help="simulated region: searches beside training")
     parser.add_argument("--million", action="store_true", help="a million vectors too: minutes")
     return parser
 
@@ -84,6 +86,12 @@ def _run(given: argparse.Namespace) -> None:
         print(f"{size:,} products", flush=True)
         with tempfile.TemporaryDirectory(prefix="bench-search-") as scratch:
             _measure(report, given, sized(corpus, size), encoder, base, Path(scratch))
+        report.write(given.out)
+    if given.region:
+        print(f"training: {given.region.name}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="bench-search-") as scratch:
+            paces = {"seconds": given.seconds, "rounds": MIN_ROUNDS}
+            measure_training(report, given.region, Path(scratch), corpus.queries, **paces)
         report.write(given.out)
     if given.million:
         bound_memory()
@@ -113,6 +121,7 @@ def _measure(
     if "whole" in given.only:
         shelf, index = measure_region(report, scratch / "opened", corpus, encoder, base)
         measure_whole(report, corpus, shelf, encoder, index, base / "text", **paces)
+        measure_filters(report, corpus, shelf, encoder, **paces)
     if "load" in given.only:
         place = scratch / "served"
         measure_load(report, place, corpus, encoder, base, seconds=given.seconds)

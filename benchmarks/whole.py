@@ -7,7 +7,7 @@ looks for exact codes. Both encode one query at a time on the same number of thr
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +19,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.corpus import Corpus, Matrix
 from benchmarks.report import Report
-from benchmarks.timing import Spread, Way, in_turns
+from benchmarks.timing import Spread, Way, in_turns, quantile_ms
 from shared.encoders.encoder import Encoder
+from shared.retrieval.filters import Filters, Range
 from shared.retrieval.shelf import Ask, Shelf
 
 SECTION: Final = "text query"
@@ -77,6 +78,46 @@ def measure_whole(
             label = f"{name}, {stage}, p{100 * quantile:.0f}"
             whole = np.array(seconds[-rounds * calls :]).reshape(rounds, calls)
             report.add(SECTION, label, Spread.of(np.quantile(whole, quantile, axis=1) * 1e3), "ms")
+
+
+def measure_filters(
+    report: Report, corpus: Corpus, shelf: Shelf, encoder: Encoder, *, calls: int, rounds: int
+) -> None:
+    """Times of a search and its facets with filters and without, encoding apart.
+
+    Each filter takes another search for its own facet, and one for the bar of relevance.
+
+    Args:
+        report: figures go there.
+        corpus: on the shelf.
+        shelf: opened from a region's index of it.
+        encoder: that made its vectors.
+        calls: queries a round.
+        rounds: of the comparison.
+    """
+    asked = corpus.queries[:calls]
+    vectors = encoder.encode_queries(asked, [None] * len(asked))
+    brands = corpus.products["brand"].drop_nulls().to_list()
+    prices = corpus.products["price"].drop_nulls()
+    middle = float(prices.median()) if len(prices) else 0.0  # type: ignore[arg-type]
+
+    def way(filters: Callable[[int], Filters]) -> Way:
+        def find(number: int) -> Any:
+            at = number % len(asked)
+            ask = Ask(text=asked[at], vector=vectors[at], filters=filters(at))
+            return shelf.facets(ask, shelf.find(ask))
+
+        return find
+
+    ways = {"no filter": way(lambda _: Filters())}
+    if brands:
+        ways["a brand"] = way(lambda at: Filters(brand=(brands[at % len(brands)],)))
+    ways["a price"] = way(lambda _: Filters(price=Range(le=middle)))
+    taken = in_turns(ways, calls=calls, rounds=rounds)
+    for name, seconds in taken.items():
+        for quantile in (0.5, 0.99):
+            label = f"{len(corpus.vectors):,} products, with facets, {name}, p{100 * quantile:.0f}"
+            report.add(SECTION, label, Spread.of(quantile_ms(seconds, quantile)), "ms")
 
 
 def plain_pipeline(text: Path, queries: list[str], index: faiss.Index) -> Way:

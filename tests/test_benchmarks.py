@@ -20,8 +20,9 @@ from benchmarks.load import closed_loop, fresh_queries, open_loop
 from benchmarks.million import measure_million
 from benchmarks.report import Figure, Report, table
 from benchmarks.timing import Spread, in_turns, per_second, quantile_ms, ratio
+from benchmarks.training import measure_training
 from shared.encoders.presets import PublicSlice, find_preset, make_base
-from shared.errors import FederationError
+from shared.errors import ConfigError, FederationError
 from shared.retrieval.plan import build_planned
 from shared.retrieval.vectors import VectorIndex
 from shared.schema import CATALOG_COLUMNS
@@ -195,6 +196,42 @@ def test_callers_ask_until_the_time_is_up(url: str) -> None:
     assert sum(found.statuses.values()) == len(found.answers)
 
 
+class _Shop(BaseHTTPRequestHandler):
+    """Finds a product from the second search after its upsert on."""
+
+    new: list[str] = []
+    searches = 0
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v1/upsert":
+            type(self).new, type(self).searches = [asked["products"][0]["product_id"]], 0
+        else:
+            type(self).searches += 1
+        found = self.new if self.searches > 1 else []
+        body = json.dumps({"hits": [{"product_id": one} for one in found]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_new_product_is_timed_until_a_search_finds_it() -> None:
+    report = Report({}, {})
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Shop) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        load._put_down_changes(report, "shop", url, ["shoe"])
+        server.shutdown()
+        thread.join()
+    acknowledged, _, found, _ = (figure.value for figure in report.figures)
+    assert 0 < acknowledged < found
+
+
 def test_a_million_is_measured_at_any_size() -> None:
     report = Report({}, {})
     measure_million(report, small_corpus(), size=200, calls=2, rounds=5, callers=1)
@@ -229,6 +266,13 @@ def test_the_whole_benchmark_runs_on_a_few_products(
 def test_too_few_rounds_are_refused() -> None:
     with pytest.raises(SystemExit, match="--rounds 2: give at least 5"):
         search.main(["--rounds", "2"])
+
+
+def test_training_wants_a_region(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--region .*nowhere: no region\.toml there"):
+        measure_training(
+            Report({}, {}), tmp_path / "nowhere", tmp_path, ["shoe"], seconds=1, rounds=5
+        )
 
 
 def test_a_service_that_does_not_start_is_one_line(
