@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -199,7 +200,7 @@ def test_callers_ask_until_the_time_is_up(url: str) -> None:
 class _Shop(BaseHTTPRequestHandler):
     """Finds a product from the second search after its upsert on."""
 
-    new: list[str] = []
+    new: ClassVar[list[str]] = []
     searches = 0
 
     def do_POST(self) -> None:
