@@ -124,6 +124,7 @@ def up(
 ) -> None:
     """Run worker, SuperNode and forwarder until interrupted."""
     from client.processes import region_processes
+    from client.visit import clock_trouble
     from shared.schema import load_region_config
     from shared.supervise import Supervisor
 
@@ -136,6 +137,8 @@ def up(
     supervisor = Supervisor(processes, on_event=echo)
     supervisor.start()
     echo(f"region {config.region} is up; Ctrl-C stops it")
+    if config.headquarters and (trouble := clock_trouble(folder, config.headquarters)):
+        echo(trouble)
     supervisor.run()
 
 

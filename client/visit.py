@@ -18,7 +18,7 @@ from cryptography.x509 import load_der_x509_certificate
 
 from client.download import trust_in
 from client.finding import Finding, counted
-from shared.errors import FederationError
+from shared.errors import FederationError, FedshelfError
 from shared.schema import HeadquartersConfig
 
 # Flower dates every request of a node and refuses one that is older than TIMESTAMP_TOLERANCE +
@@ -141,6 +141,24 @@ def clock_finding(offset_s: float) -> Finding:
     if not -_WARN_BEHIND_S <= offset_s <= _WARN_AHEAD_S:
         return Finding("warn", found, "set the clock by NTP before it is further off")
     return Finding("ok", found)
+
+
+def clock_trouble(folder: Path, headquarters: HeadquartersConfig) -> str:
+    """What to tell an operator of this machine's clock, in one line.
+
+    Args:
+        folder: of the region.
+        headquarters: from its `region.toml`.
+
+    Returns:
+        "" where the clock is right, or where headquarters cannot be asked now.
+    """
+    try:
+        offset_s = visit(folder, headquarters).clock_offset_s
+    except FedshelfError:  # who needs headquarters will say so
+        return ""
+    finding = clock_finding(offset_s or 0.0)
+    return "" if finding.verdict == "ok" else f"clock: {finding.found}; {finding.advice}"
 
 
 def _expiry(connection: HTTPSConnection) -> datetime:

@@ -27,7 +27,7 @@ from shared.errors import ConfigError
 
 AUTHORITY_VALIDITY = timedelta(days=3652)
 SERVER_VALIDITY = timedelta(days=397)
-_BACKDATED = timedelta(minutes=10)  # a region's clock may be slow
+_BACKDATED = timedelta(days=1)  # a region's clock may be slow, and must get to hear of it
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DNS_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")

@@ -172,6 +172,14 @@ def test_one_decision_a_release_and_the_record_reads_back() -> None:
 # -- following headquarters ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), -timedelta(hours=1)])
+def test_a_clock_that_is_an_hour_off_keeps_no_release_out(
+    folder: Path, headquarters: Headquarters, ahead: timedelta
+) -> None:
+    headquarters.release(adapter=b"one")
+    assert publication(folder).step(now=NOW + ahead).release == in_use(folder) == 1
+
+
 def test_before_the_first_release_the_base_answers(folder: Path) -> None:
     with pytest.raises(ReleaseError, match=r"current\.json: not found"):
         step(folder)

@@ -1,6 +1,7 @@
 """Headquarters as a region may find it: sound, unwell, somebody else, silent, or not there."""
 
 import http.server
+import re
 import socket
 import ssl
 import threading
@@ -21,7 +22,8 @@ from small_region import change, contents, edit, rows_of
 
 import client.visit
 from client.check import CheckRow
-from client.visit import MAX_AHEAD_S, MAX_BEHIND_S, clock_finding
+from client.visit import MAX_AHEAD_S, MAX_BEHIND_S, clock_finding, clock_trouble
+from shared.schema import load_region_config
 
 DAY = timedelta(days=1)
 
@@ -300,6 +302,42 @@ def test_the_clock_is_held_against_headquarters(
     row = rows_at(north, serve(answers, authority.issue(tmp_path / "server.pem")))["clock"]
     assert row.verdict == verdict
     assert ("behind" in row.found.partition("headquarters")[0]) == (ahead_s > 0) or ahead_s == 0
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "said"),
+    [
+        (0, ""),
+        (None, ""),
+        (
+            3600,
+            "clock: 3,600 seconds behind headquarters; .*; set the clock by NTP; Flower refuses",
+        ),
+        (-3600, "clock: 3,600 seconds ahead of headquarters; .*; set the clock by NTP; Flower ref"),
+    ],
+)
+def test_a_region_that_comes_up_says_what_is_wrong_with_its_clock(
+    north: Path,
+    authority: Authority,
+    serve: Serve,
+    tmp_path: Path,
+    ahead_s: int | None,
+    said: str,
+) -> None:
+    ahead = None if ahead_s is None else timedelta(seconds=ahead_s)
+    port = serve(Answers(ahead=ahead), authority.issue(tmp_path / "server.pem"))
+    change(north, headquarters={"address": f"127.0.0.1:{port}"})
+    headquarters = load_region_config(north).headquarters
+    assert headquarters is not None
+    found = clock_trouble(north, headquarters)
+    assert re.match(said, found) if said else found == ""
+
+
+def test_where_headquarters_is_away_nothing_is_said_of_the_clock(north: Path) -> None:
+    change(north, headquarters={"address": f"127.0.0.1:{free_port()}"})
+    headquarters = load_region_config(north).headquarters
+    assert headquarters is not None
+    assert clock_trouble(north, headquarters) == ""
 
 
 def test_an_answer_without_a_date_leaves_the_clock_unchecked(

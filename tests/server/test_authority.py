@@ -81,6 +81,14 @@ def test_an_expired_certificate_is_not_believed(tls: Path) -> None:
     handshake(tls, "hq.example")
 
 
+@pytest.mark.parametrize("name", ["ca.crt", "server.crt"])
+def test_a_client_whose_clock_is_hours_behind_believes_what_was_just_made(
+    tls: Path, name: str
+) -> None:
+    certificate = x509.load_pem_x509_certificate((tls / name).read_bytes())
+    assert certificate.not_valid_before_utc < datetime.now(UTC) - timedelta(hours=23)
+
+
 def test_openssl_agrees(tls: Path) -> None:
     command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver"]
     files = ["-CAfile", str(tls / "ca.crt"), str(tls / "server.crt")]
