@@ -30,7 +30,10 @@ from shared.supervise import Process, flower_environment, program_beside_python
 
 _LOOPBACK = "127.0.0.1"
 _SECRET = "superexec.secret"
-_LEASE_S = 45.0  # Flower refuses a node that was killed until its lease has run out
+# Flower refuses a node that was killed until its lease has run out. Then headquarters must have
+# time to see that it is gone, or it waits for an answer that nobody is at work on any more.
+LEASE_S = 60.0
+_GONE_S = 15.0
 
 
 def region_processes(
@@ -112,7 +115,7 @@ def supernode_process(
         log=folder / config.state / "supernode.log",
         user=user,
         ready=lambda: _accepts(runtime_port),
-        restart_after_s=_LEASE_S,
+        restart_after_s=LEASE_S + _GONE_S,
     )
 
 

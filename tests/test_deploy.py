@@ -115,6 +115,12 @@ def test_a_unit_starts_what_there_is(unit: Path) -> None:
         assert unit.stem.removeprefix("fedshelf-") in FLOWER
 
 
+def test_a_supernode_waits_as_long_as_that_of_region_up(tmp_path: Path) -> None:
+    unit = (DEPLOY / "systemd" / "fedshelf-supernode.service").read_text(encoding="utf-8")
+    waits = flower_processes(tmp_path)["supernode"].restart_after_s
+    assert f"\nRestartSec={waits:g}\n" in unit
+
+
 def test_an_option_that_does_not_exist_would_be_found() -> None:
     with pytest.raises(click.UsageError, match="--fast"):
         require_command(["server", "up", "--fast"])

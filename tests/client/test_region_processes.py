@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from client import processes
-from client.processes import region_processes
+from client.processes import LEASE_S, region_processes
 from shared.errors import ConfigError
 from shared.schema import (
     BaseConfig,
@@ -120,6 +120,17 @@ def test_each_process_has_its_user(region: Path) -> None:
     assert group == str(pwd.getpwnam(APP).pw_gid)  # so that the app reaches the socket
     assert found["supernode"].cwd == region / "node"
     assert found["superexec"].cwd == region / "app"
+
+
+def test_a_killed_supernode_is_started_again_only_when_everybody_knows_that_it_is_gone(
+    region: Path,
+) -> None:
+    from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, HEARTBEAT_PATIENCE
+
+    lease_s = HEARTBEAT_DEFAULT_INTERVAL * HEARTBEAT_PATIENCE  # how long Flower believes in it
+    looks_every_s = 3.0  # a ServerApp that waits for replies
+    assert lease_s == LEASE_S
+    assert start(region)["supernode"].restart_after_s > lease_s + 3 * looks_every_s
 
 
 def test_each_user_owns_what_it_is_handed_and_nobody_else_may_enter(region: Path) -> None:
