@@ -5,6 +5,7 @@ the first training is known: the same regions, federated in this process.
 """
 
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -227,6 +228,23 @@ def test_flower_s_own_command_runs_a_training(deployment: Deployment) -> None:
     assert released["gate"] is not None
 
 
+def test_headquarters_restored_from_its_backup_goes_on(deployment: Deployment) -> None:
+    down, backup = deployment.daemons[""], deployment.folder / "hq.tar.gz"
+    down.process.send_signal(signal.SIGINT)
+    assert down.process.wait(timeout=60) == 0, down.said
+    tar = ("tar", "-C", deployment.hq.parent)
+    logs = f"--exclude={deployment.hq.name}/logs"
+    subprocess.run([*tar, logs, "-czf", backup, deployment.hq.name], check=True)
+    shutil.rmtree(deployment.hq)
+    subprocess.run([*tar, "-xzpf", backup], check=True)
+    down.log.rename(down.log.with_suffix(".before"))  # it says "is up", of the former one
+    deployment.start_headquarters()
+    deployment.wait_until_online(["east", "north"])
+    told = train(deployment, rounds=1, min_regions=2)
+    assert [record["cohort"] for record in told["rounds"]] == [["east", "north"]] * 2
+    assert all(record["rejected"] == [] for record in told["rounds"])
+
+
 def test_every_audit_log_is_unbroken(deployment: Deployment) -> None:
     told, logs = dict[str, list[str]](), dict[str, list[AuditEntry]]()
     for folder in (deployment.hq, *(deployment.region(name) / "state" for name in NAMES)):
@@ -257,7 +275,8 @@ def test_every_audit_log_is_unbroken(deployment: Deployment) -> None:
         assert told[name].count("index.swapped") >= swaps
         assert told[name][0] == "region.enrolled"
         assert "message.refused" not in told[name]
-    trained = {"east": (ROUNDS, 1, 1, 1), "north": (ROUNDS, 1, 1, 1), "south": (ROUNDS, 1)}
+    both = (ROUNDS, 1, 1, 1, 1)
+    trained = {"east": both, "north": both, "south": (ROUNDS, 1)}
     for name, rounds in trained.items():  # by training: validation, twice a round, and the gate
         expected = sum(1 + 2 * number + 1 for number in rounds)
         expected += {"east": 2, "south": 1}.get(name, 0)  # of the table: alone, and measured
