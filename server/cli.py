@@ -28,7 +28,6 @@ _Region = Annotated[str, typer.Argument(help="Name of the region.")]
 _Number = Annotated[int, typer.Argument(min=1, help="Number of the release.")]
 _Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 _HERE = Path()
-_NO_KNOBS = ("run-dir", "task", "gate", "num-rounds", "seed")  # an option says it, or nobody may
 
 
 @server.callback()
@@ -189,6 +188,7 @@ def train(
     """Run a training: rounds, gate and, if the gate accepts, a signed release."""
     from server import conduct
     from server import training as trainings
+    from shared.config import parse_knobs
 
     if resume and (abandon or knob):
         raise typer.BadParameter(
@@ -202,7 +202,7 @@ def train(
     if resume:
         chosen = conduct.latest(hq)
     else:
-        knobs = _knobs(knob or []) | {"num-rounds": rounds}
+        knobs = parse_knobs(knob or []) | {"num-rounds": rounds}
         _control(hq).list_nodes()  # fails before a training is made that nobody can run
         chosen = conduct.new_training(hq, knobs, seed=seed)
     if prepare:
@@ -426,32 +426,6 @@ def _put_into_use(folder: Path, number: int, event: str, as_json: bool) -> None:
     current = put_into_use(_open(folder), number, event=event)
     lines = [f"release {number} is in use, until {current.expiry:%Y-%m-%d} unless replaced"]
     _say(current.model_dump(mode="json"), lines, as_json)
-
-
-def _knobs(given: list[str]) -> dict[str, str | int | float | bool]:
-    """KEY=VALUE pairs as run config, each of the type of its default."""
-    from shared.config import default_run_config, parse_run_config
-
-    defaults = {k: v for k, v in default_run_config().items() if k not in _NO_KNOBS}
-    knobs = dict[str, Any]()
-    for pair in given:
-        key, equals, text = pair.partition("=")
-        if not equals or key not in defaults:
-            raise ConfigError(f"--set {pair}: expected KEY=VALUE with one of {', '.join(defaults)}")
-        knobs[key] = _as_type(key, text, type(defaults[key]))
-    parse_run_config(knobs)
-    return knobs
-
-
-def _as_type(key: str, text: str, kind: type) -> str | int | float | bool:
-    if kind is bool:
-        if text not in ("true", "false"):
-            raise ConfigError(f"--set {key}={text}: expected true or false")
-        return text == "true"
-    try:
-        return kind(text)  # type: ignore[no-any-return]
-    except ValueError:
-        raise ConfigError(f"--set {key}={text}: expected {kind.__name__}") from None
 
 
 def _say(facts: dict[str, Any], lines: list[str], as_json: bool) -> None:

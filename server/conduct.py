@@ -19,7 +19,6 @@ from server.history import RoundRecord
 from server.processes import CONNECTION
 from server.releases import publish_release
 from server.training import (
-    RunConfig,
     Training,
     abandon,
     gate_references,
@@ -30,6 +29,7 @@ from server.training import (
 )
 from shared.adapter import save_adapter
 from shared.audit import AuditLog
+from shared.config import RunConfig
 from shared.durable import canonical_json, replace_file
 from shared.encoders.encoder import Encoder, load_encoder
 from shared.errors import FederationError

@@ -23,8 +23,6 @@ from shared.durable import canonical_json, locked, new_folder, replace_file
 from shared.errors import FederationError, ReleaseError
 from shared.release import read_current_of_any_age, read_release
 
-RunConfig = dict[str, str | int | float | bool]
-
 
 @dataclass(frozen=True)
 class Training:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,7 +17,10 @@ from shared.errors import ConfigError
 
 RUN_CONFIG_VARIABLE = "FEDSHELF_RUN_CONFIG"
 TASKS = ("train", "matrix")
+_NO_KNOBS = ("run-dir", "task", "gate", "num-rounds", "seed")  # an option says it, or nobody may
 _PACKAGE = Path(__file__).resolve().parent
+
+RunConfig = dict[str, str | int | float | bool]
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,41 @@ def parse_run_config(run_config: Mapping[str, Any]) -> FederationConfig:
     config = FederationConfig(**{name: _cast(name, values[name], kinds[name]) for name in values})
     _check_ranges(config)
     return config
+
+
+def parse_knobs(pairs: Iterable[str]) -> RunConfig:
+    """What a command was given as `--set KEY=VALUE`, as run config.
+
+    Args:
+        pairs: "KEY=VALUE"; not those keys that have an option of their own, or that nobody may set.
+
+    Returns:
+        Values of the type of their default, in range.
+
+    Raises:
+        ConfigError: an unknown key, no value, a value of another type, or one out of range.
+    """
+    defaults = {k: v for k, v in default_run_config().items() if k not in _NO_KNOBS}
+    knobs: RunConfig = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or key not in defaults:
+            raise ConfigError(f"--set {pair}: expected KEY=VALUE with one of {', '.join(defaults)}")
+        knobs[key] = _as_type(key, text, type(defaults[key]))
+    if knobs:
+        parse_run_config(knobs)
+    return knobs
+
+
+def _as_type(key: str, text: str, kind: type) -> str | int | float | bool:
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ConfigError(f"--set {key}={text}: expected true or false")
+        return text == "true"
+    try:
+        return kind(text)  # type: ignore[no-any-return]
+    except ValueError:
+        raise ConfigError(f"--set {key}={text}: expected {kind.__name__}") from None
 
 
 def _cast(name: str, value: Any, wanted: type) -> Any:

@@ -42,19 +42,25 @@ def simulate(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads; all cores if not given.")
     ] = None,
+    knob: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the run config."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; runs/DATA-SEED if not given.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
 ) -> None:
     """Federate simulated store regions, from click logs to search results and a report."""
+    from shared.config import parse_knobs
+
     _check_choices(preset, engine, device)
     run = out or Path("runs", f"{data.partition(':')[0]}-{seed}")
     if threads is None:
         threads = len(os.sched_getaffinity(0))
     fields = {"data": data, "regions": regions, "partition": partition, "rounds": rounds}
     fields |= {"preset": preset, "engine": engine, "device": device, "seed": seed}
-    result = _run(run, {**fields, "threads": threads})
+    result = _run(run, {**fields, "threads": threads, "knobs": parse_knobs(knob or [])})
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -34,7 +34,7 @@ from client.training import TrainingData, make_training_data, train
 from client.worker import Worker, get_worker
 from server.history import History
 from shared.adapter import Adapter, subtract
-from shared.config import TrainConfig, default_run_config, parse_run_config
+from shared.config import TrainConfig, parse_knobs, parse_run_config
 from shared.encoders.encoder import Encoder
 from shared.encoders.presets import cache_root
 from shared.errors import ConfigError, FedshelfError
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Federate with the knobs given and print what each round reaches; exit 1 with one line."""
     parser = argparse.ArgumentParser(prog="development", description="Measure one choice.")
     parser.add_argument("run", type=Path, help='folder that "fedshelf simulate" made')
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=NUMBER", dest="knobs")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="knobs")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
@@ -231,17 +231,9 @@ def _say(when: str, figures: dict[str, float]) -> None:
 
 
 def _train_configs(run: Path, rounds: int, knobs: Sequence[str]) -> list[TrainConfig]:
-    defaults, chosen = default_run_config(), dict[str, int | float]()
-    for pair in knobs:
-        key, _, text = pair.partition("=")
-        kind = type(defaults.get(key))
-        try:
-            chosen[key] = {int: int, float: float}[kind](text)
-        except (KeyError, ValueError):
-            raise ConfigError(f"--set {pair}: expected KEY=NUMBER of the run config") from None
     spec = _read_spec(run)
     config = parse_run_config(
-        {**chosen, "run-dir": str(run), "num-rounds": rounds, "seed": spec["seed"]}
+        {**parse_knobs(knobs), "run-dir": str(run), "num-rounds": rounds, "seed": spec["seed"]}
     )
     return [config.train_config(number) for number in range(1, rounds + 1)]
 

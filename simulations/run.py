@@ -9,7 +9,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from server.candidate import measured_quality, release_best
 from server.history import History, by_region
 from server.releases import publish_release
 from shared.adapter import Adapter
-from shared.config import FederationConfig, default_run_config, parse_run_config
+from shared.config import FederationConfig, RunConfig, default_run_config, parse_run_config
 from shared.durable import canonical_json, replace_file
 from shared.encoders.encoder import Encoder
 from shared.errors import ConfigError, FedshelfError
@@ -67,6 +67,7 @@ class Options:
         device: "auto", "cpu" or "cuda".
         seed: of every choice.
         threads: of torch; results are bit-equal only for the same number.
+        knobs: keys of the run config that differ from their defaults.
     """
 
     data: str
@@ -78,6 +79,7 @@ class Options:
     device: str
     seed: int
     threads: int
+    knobs: RunConfig = field(default_factory=dict)
 
 
 def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, Any]:
@@ -147,8 +149,9 @@ def _require_same_options(path: Path, asked: Mapping[str, Any]) -> None:
         raise ConfigError(f"{path}: damaged; choose another --out or remove that folder") from None
     for name, value in asked.items():
         if made.get(name) != value:
+            option = "set" if name == "knobs" else name
             raise ConfigError(
-                f"{path.parent}: was made with --{name} {made.get(name)}, now it is {value}; "
+                f"{path.parent}: was made with --{option} {made.get(name)}, now it is {value}; "
                 "choose another --out or remove that folder"
             )
 
@@ -185,6 +188,7 @@ def _federation(options: Options, run: Path, progress: RunProgress) -> Federatio
     history = History(run / "headquarters")
     run_config = {
         **default_run_config(),
+        **options.knobs,
         "run-dir": str(run.resolve()),
         "num-rounds": options.rounds,
         "seed": options.seed,

@@ -219,10 +219,9 @@ def test_a_revoked_region_is_out_at_once(deployment: Deployment) -> None:
 
 def test_flower_s_own_command_runs_a_training(deployment: Deployment) -> None:
     told = train(deployment, "--prepare", rounds=1, min_regions=2)
-    done = subprocess.run(
-        told["command"], shell=True, capture_output=True, text=True, timeout=300, check=True
-    )
-    assert "round 1/1: loss" in done.stdout + done.stderr
+    subprocess.run(told["command"], shell=True, timeout=300, check=True)
+    run = deployment.hq / "trainings" / f"{told['training']:04d}"
+    assert [record.round for record in History(run / "headquarters").rounds()] == [0, 1]
     released = deployment.server_json("train", "--resume")
     assert (released["training"], len(released["rounds"])) == (told["training"], 2)
     assert released["gate"] is not None

@@ -82,9 +82,9 @@ def test_each_round_is_a_line_and_the_same_choice_the_same_figures(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--set", "colour=1"], "--set colour=1: expected KEY=NUMBER of the run config"),
-        (["--set", "learning-rate=fast"], "--set learning-rate=fast: expected KEY=NUMBER"),
-        (["--set", "learning-rate"], "--set learning-rate: expected KEY=NUMBER"),
+        (["--set", "colour=1"], "--set colour=1: expected KEY=VALUE with one of quorum"),
+        (["--set", "learning-rate=fast"], "--set learning-rate=fast: expected float"),
+        (["--set", "learning-rate"], "--set learning-rate: expected KEY=VALUE with one of"),
     ],
 )
 def test_a_bad_knob_is_one_line(options: list[str], said: str, run: Path) -> None:

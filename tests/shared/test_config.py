@@ -11,6 +11,7 @@ from shared.config import (
     FederationConfig,
     TrainConfig,
     default_run_config,
+    parse_knobs,
     parse_run_config,
 )
 from shared.errors import ConfigError
@@ -124,3 +125,26 @@ def test_everything_else_is_the_same_in_every_round(config: FederationConfig) ->
     first, last = config.train_config(1), config.train_config(5)
     assert replace(first, learning_rate=last.learning_rate) == last
     assert (first.seed, first.local_epochs) == (3, config.local_epochs)
+
+
+def test_knobs_are_read_as_the_type_of_their_default() -> None:
+    given = ["learning-rate=1", "batch-size=8", "gate-min-queries=30"]
+    assert parse_knobs(given) == {"learning-rate": 1.0, "batch-size": 8, "gate-min-queries": 30}
+    assert type(parse_knobs(given)["learning-rate"]) is float
+    assert parse_knobs([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("colour=1", "--set colour=1: expected KEY=VALUE with one of quorum, "),
+        ("learning-rate", "--set learning-rate: expected KEY=VALUE with one of"),
+        ("learning-rate=fast", "--set learning-rate=fast: expected float"),
+        ("batch-size=2.5", "--set batch-size=2.5: expected int"),
+        ("batch-size=0", '"batch-size" is 0, must be above 0'),
+        ("seed=8", "--set seed=8: expected KEY=VALUE with one of"),
+    ],
+)
+def test_a_knob_that_cannot_be_set_is_one_line(pair: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_knobs([pair])
