@@ -12,7 +12,7 @@ FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 .PHONY: demo deploy-demo test test-e2e test-slow bench-search constraints clean
 
 demo: $(VENV)/installed
-	$(BIN)/fedshelf simulate --rounds 4 --out runs/demo
+	$(BIN)/fedshelf simulate --out runs/demo
 
 deploy-demo: $(VENV)/installed
 	rm -rf runs/deploy-demo
