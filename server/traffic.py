@@ -56,23 +56,23 @@ class TrainingLog:
 
     Args:
         audit: of headquarters; None notes nothing.
-        which: its number, by what it is: "training" or "matrix".
+        kind: "training" or "matrix".
+        number: of it.
     """
 
     def __init__(
-        self, audit: AuditLog | None = None, which: Mapping[str, JsonValue] | None = None
+        self, audit: AuditLog | None = None, *, kind: str = "training", number: int = 0
     ) -> None:
-        self._audit, self._which = audit, dict(which or {})
+        self._audit, self._kind, self._number = audit, kind, number
 
     @classmethod
     def of(cls, run_dir: Path) -> "TrainingLog":
         """That of a run's folder: of headquarters if it lies in one, otherwise of nobody."""
-        kind = run_dir.resolve().parent
-        headquarters = kind.parent
-        if kind.name not in _KINDS or not (headquarters / "server.toml").is_file():
+        siblings = run_dir.resolve().parent
+        headquarters, kind = siblings.parent, _KINDS.get(siblings.name)
+        if kind is None or not (headquarters / "server.toml").is_file():
             return cls()
-        which: dict[str, JsonValue] = {_KINDS[kind.name]: int(run_dir.name)}
-        return cls(AuditLog(headquarters / "audit.jsonl"), which)
+        return cls(AuditLog(headquarters / "audit.jsonl"), kind=kind, number=int(run_dir.name))
 
     def round_completed(self, record: RoundRecord, traffic: Traffic, adapter: Path) -> None:
         """Note a round whose adapter is in a file; its record is not in the history yet.
@@ -109,13 +109,13 @@ class TrainingLog:
             "round": server_round,
             "verdict": "accepted" if decision.accepted else "declined",
             "reasons": [*decision.reasons],
-            **_who(cohort, rejected, traffic),
+            **_meeting_facts(cohort, rejected, traffic),
         }
         self._append(GATE_DECIDED, facts)
 
     def abandoned(self, reason: str) -> None:
         """Note that it is given up; what it found so far stays."""
-        self._append("training.abandoned", {"reason": reason})
+        self._append(f"{self._kind}.abandoned", {"reason": reason})
 
     def matrix_trained(self, record: RoundRecord, traffic: Traffic) -> None:
         """Note a round that one region trained alone, to share the adapter that comes of it."""
@@ -125,18 +125,18 @@ class TrainingLog:
         self, *, cohort: Iterable[str], rejected: Iterable[Mapping[str, str]], traffic: Traffic
     ) -> None:
         """Note what a cross-site table was made of; `matrix.json` is not written yet."""
-        self._append(MATRIX_MEASURED, _who(cohort, rejected, traffic))
+        self._append(MATRIX_MEASURED, _meeting_facts(cohort, rejected, traffic))
 
     def _append(self, event: str, facts: Mapping[str, JsonValue]) -> None:
         if self._audit is not None:
-            self._audit.append(event, **self._which, **facts)
+            self._audit.append(event, **{self._kind: self._number}, **facts)
 
 
 def _round_facts(record: RoundRecord, traffic: Traffic) -> dict[str, JsonValue]:
-    return {"round": record.round, **_who(record.cohort, record.rejected, traffic)}
+    return {"round": record.round, **_meeting_facts(record.cohort, record.rejected, traffic)}
 
 
-def _who(
+def _meeting_facts(
     cohort: Iterable[str], rejected: Iterable[Mapping[str, str]], traffic: Traffic
 ) -> dict[str, JsonValue]:
     return {

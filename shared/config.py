@@ -145,7 +145,7 @@ def parse_knobs(pairs: Iterable[str]) -> RunConfig:
         if not equals or key not in defaults:
             raise ConfigError(f"--set {pair}: expected KEY=VALUE with one of {', '.join(defaults)}")
         knobs[key] = _as_type(key, text, type(defaults[key]))
-    if knobs:
+    if knobs:  # of nothing at all it would read the environment
         parse_run_config(knobs)
     return knobs
 

@@ -2,14 +2,19 @@
 
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from small_service import SmallService
 
 from client.service.messages import MAX_BATCH, MAX_PAGE, MAX_QUERY_CHARS
 
+Request = dict[str, Any]
+Ask = Callable[[str, Request], object]
+
 _EVENT = {"request_id": "r", "product_id": "p1", "type": "click"}
-LARGEST: dict[str, tuple[str, dict[str, Any]]] = {  # method and request, still within the limit
+LARGEST: dict[str, tuple[str, Request]] = {  # method and request, still within the limit
     "query": ("Search", {"query": "x" * MAX_QUERY_CHARS}),
     "k": ("Search", {"k": MAX_PAGE}),
     "events": (
@@ -17,7 +22,7 @@ LARGEST: dict[str, tuple[str, dict[str, Any]]] = {  # method and request, still 
         {"events": [{**_EVENT, "event_id": f"e{number}"} for number in range(MAX_BATCH)]},
     ),
 }
-TOO_LARGE: dict[str, tuple[str, dict[str, Any]]] = {
+TOO_LARGE: dict[str, tuple[str, Request]] = {
     "query": ("Search", {"query": "x" * (MAX_QUERY_CHARS + 1)}),
     "k": ("Search", {"k": MAX_PAGE + 1}),
     "events": (
@@ -25,6 +30,23 @@ TOO_LARGE: dict[str, tuple[str, dict[str, Any]]] = {
         {"events": [{**_EVENT, "event_id": f"e{number}"} for number in range(MAX_BATCH + 1)]},
     ),
 }
+
+
+def assert_held_to_its_limit(
+    service: SmallService, field: str, answered: Ask, refused: Callable[[str, Request], str]
+) -> None:
+    """The largest request is answered; one more is refused in one line and reaches nobody.
+
+    Args:
+        service: behind the wire.
+        field: of `LARGEST`.
+        answered: sends a request that must be answered.
+        refused: sends one that must be refused in the wire's own form, and says with which text.
+    """
+    answered(*LARGEST[field])
+    asked = len(service.deadlines), len(service.events)
+    assert_one_line(refused(*TOO_LARGE[field]), field)
+    assert (len(service.deadlines), len(service.events)) == asked
 
 
 def bomb(width: int = 60_000, height: int = 60_000) -> bytes:

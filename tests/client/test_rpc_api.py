@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from any_bytes import answers_to_any_bytes
-from beyond_limits import BOMBS, LARGEST, TOO_LARGE, assert_one_line
+from beyond_limits import BOMBS, TOO_LARGE, Request, assert_held_to_its_limit, assert_one_line
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -211,14 +211,14 @@ def test_a_photo_above_a_limit_or_none_at_all_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("field", TOO_LARGE)
 def test_one_more_than_a_limit_is_refused_in_one_line(wire: Wire, field: str) -> None:
-    name, fields = LARGEST[field]
-    wire.call(name, **fields)
-    asked = len(wire.service.deadlines), len(wire.service.events)
-    name, fields = TOO_LARGE[field]
-    code, text = failed(lambda: wire.call(name, **fields))
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert_one_line(text, field)
-    assert (len(wire.service.deadlines), len(wire.service.events)) == asked
+    def refused(name: str, fields: Request) -> str:
+        code, text = failed(lambda: wire.call(name, **fields))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        return text
+
+    assert_held_to_its_limit(
+        wire.service, field, lambda name, fields: wire.call(name, **fields), refused
+    )
 
 
 @BOMBS

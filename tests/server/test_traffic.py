@@ -248,6 +248,14 @@ def test_a_region_that_fails_alone_is_noted_with_its_reason(small: SmallFederati
     assert trained["received"] == {"train": {}}
 
 
+def test_a_table_that_was_cut_off_is_given_up_and_noted(small: SmallFederation) -> None:
+    for _ in range(2):
+        conduct.new_matrix(small.hq, {"num-rounds": 1}, seed=7)
+    assert facts_of(small, "matrix.abandoned") == [
+        {"matrix": 1, "reason": "cut off, and asked for anew"}
+    ]
+
+
 def test_a_training_that_is_given_up_is_noted(small: SmallFederation) -> None:
     training = conduct.new_training(small.hq, {"num-rounds": 1}, seed=7)
     abandon(training, "given up by headquarters")
