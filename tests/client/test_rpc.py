@@ -46,7 +46,16 @@ def worker(run: Path) -> Iterator[Worker]:
     worker = get_worker(run / "regions" / "north")
     worker.encoder.reset(seed=7)
     yield worker
+    join_servers()  # a message nobody waits for any more is still answered, and noted
     forget_workers()
+
+
+def join_servers() -> None:
+    """Wait until nothing is at work behind any socket of this process."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("worker_"):
+            thread.join(TIMEOUT_S)
+            assert not thread.is_alive()
 
 
 @pytest.fixture
