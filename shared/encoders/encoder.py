@@ -148,8 +148,8 @@ class Encoder:
 
     def text_vectors(self, texts: TextPrefixes, rows: NDArray[np.int64]) -> Tensor:
         """Unit vectors (B, D) of the kept texts `rows` (B,)."""
-        hidden, mask = texts.batch(rows)
-        return self.text.suffix(hidden.to(self.device), mask.to(self.device))
+        tokens, lengths = texts.batch(rows)
+        return self.text.suffix(tokens.to(self.device), lengths)
 
     def image_vectors(self, images: ImagePrefixes, rows: NDArray[np.int64]) -> Tensor:
         """Unit vectors (B, D) of the kept photos `rows` (B,); zero where there is none."""

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from shared.durable import canonical_json, locked, new_folder, set_aside, sha256_file
 from shared.encoders.image import ImageTower
-from shared.encoders.text import TextTower, pad
+from shared.encoders.packing import pack
+from shared.encoders.text import TextTower
 from shared.errors import DataError
 
 BATCH = 128
@@ -39,9 +40,9 @@ class TextPrefixes:
     offsets: NDArray[np.int64]
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Padded activations (B, L, H) float32 and mask (B, L) of the texts `rows` (B,)."""
+        """Activations (T, H) float32 of the texts `rows` (B,), packed, and their lengths (B,)."""
         spans = [(self.offsets[row], self.offsets[row + 1]) for row in rows]
-        return pad([torch.from_numpy(self.tokens[start:end].copy()) for start, end in spans])
+        return pack([torch.from_numpy(self.tokens[start:end].copy()) for start, end in spans])
 
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each text, (N,)."""

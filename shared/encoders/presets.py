@@ -29,7 +29,8 @@ from shared.encoders.image import (
     image_config_json,
     load_pixels,
 )
-from shared.encoders.text import TextConfig, TextTower, check_text_folder, pad
+from shared.encoders.packing import pack
+from shared.encoders.text import TextConfig, TextTower, check_text_folder
 from shared.errors import BaseError, ConfigError
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -309,7 +310,7 @@ def _alignment_pairs(preset: Preset, base: Path, public: PublicSlice) -> tuple[T
     tower = TextTower(base / "text", preset.text, torch.device("cpu"))
     with torch.inference_mode():
         parts = [
-            tower.suffix(*pad(tower.prefix(public.titles[start : start + 256])))
+            tower.suffix(*pack(tower.prefix(public.titles[start : start + 256])))
             for start in range(0, len(public.titles), 256)
         ]
     text = torch.cat(parts).clone()

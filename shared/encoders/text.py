@@ -1,8 +1,9 @@
 """The text tower: any transformers encoder with its tokenizer, run in two halves.
 
 `prefix` turns texts into frozen activations, `suffix` turns activations into unit vectors. Padding
-is neither kept nor attended to where the tower masks it; a tower that attends to padding (SigLIP)
-is always padded to its full length.
+is neither kept nor attended to where the tower masks it, nor computed by the suffix where the tower
+can do without (`shared.encoders.packing`); a tower that attends to padding (SigLIP) is always
+padded to its full length.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from shared.encoders.lora import attach_lora, lora_targets
+from shared.encoders.packing import Grid, enable_packing, packed
 from shared.encoders.split import SplitTower, find_blocks
 from shared.errors import BaseError
 
@@ -79,6 +81,7 @@ class TextTower:
         model = load_text_model(folder)
         if config.pooling == "mean" and getattr(model, "pooler", None) is not None:
             model.pooler = None  # computed for nothing under mean pooling
+        self._packs = config.pooling == "mean" and not config.pad_to_max and enable_packing(model)
         blocks = find_blocks(model)[1]
         self.split = SplitTower(model, blocks, config.adapter_blocks)
         frozen = [model.embeddings, *blocks[: len(blocks) - config.adapter_blocks]]
@@ -109,19 +112,29 @@ class TextTower:
         lengths = mask.sum(dim=1).tolist()
         return [row[:length].clone() for row, length in zip(hidden, lengths, strict=True)]
 
-    def suffix(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def suffix(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Unit vectors from frozen activations, with gradients for the LoRA factors.
 
         Args:
-            hidden: activations at the cut, padded, (B, L, H).
-            mask: 1 for tokens and 0 for padding, (B, L) int64.
+            tokens: activations at the cut, one text after another, (T, H).
+            lengths: tokens of each text, (B,) int64, on the CPU; their sum is T.
 
         Returns:
             Unit vectors, (B, D).
         """
-        with self.split.replay(hidden):
+        grid = Grid(lengths, tokens.device)
+        if self._packs:
+            return nn.functional.normalize(_mean(self._run_packed(tokens, grid), grid.mask), dim=1)
+        mask = grid.mask.long()
+        with self.split.replay(grid.spread(tokens)):
             output = self._model(input_ids=torch.zeros_like(mask), attention_mask=mask)
         return nn.functional.normalize(self._pool(output, mask), dim=1)
+
+    def _run_packed(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """The last hidden states (B, L, H) of packed activations (T, H)."""
+        dummy = torch.zeros(1, 1, dtype=torch.int64, device=tokens.device)
+        with self.split.replay(tokens[None]), packed(grid):
+            return grid.spread(self._model(input_ids=dummy).last_hidden_state[0])
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -135,24 +148,14 @@ class TextTower:
         if self.config.pooling == "pooler":
             pooled: Tensor = output.pooler_output
             return pooled
-        weights = mask[:, :, None].to(output.last_hidden_state.dtype)  # (B, L, 1)
-        total: Tensor = (output.last_hidden_state * weights).sum(dim=1)
-        return total / weights.sum(dim=1)
+        return _mean(output.last_hidden_state, mask)
 
 
-def pad(activations: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Stack activations of unequal length.
-
-    Args:
-        activations: (L_i, H) each.
-
-    Returns:
-        (B, L, H) float32, zero beyond each length, and the mask (B, L) int64.
-    """
-    hidden = nn.utils.rnn.pad_sequence([row.float() for row in activations], batch_first=True)
-    lengths = torch.tensor([len(row) for row in activations])
-    mask = (torch.arange(hidden.shape[1])[None, :] < lengths[:, None]).long()
-    return hidden, mask
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean (B, H) of the tokens of hidden states (B, L, H) that a mask (B, L) keeps."""
+    weights = mask[:, :, None].to(hidden.dtype)  # (B, L, 1)
+    total: Tensor = (hidden * weights).sum(dim=1)
+    return total / weights.sum(dim=1)
 
 
 def check_text_folder(folder: Path) -> None:

@@ -201,9 +201,7 @@ def test_one_modality_is_enough(encoder: Encoder, photos: list[Path]) -> None:
     text_only, photo_only, empty_text = encoder.encode_products(
         ["red boots", None, ""], [None, photos[0], photos[0]]
     )
-    text = encoder.text.suffix(
-        encoder.text.prefix(["red boots"])[0][None], torch.ones(1, 10).long()
-    )
+    text = encoder.text.suffix(encoder.text.prefix(["red boots"])[0], torch.tensor([10]))
     photo = encoder.image.suffix(encoder.image.prefix([photos[0]]))
     np.testing.assert_allclose(text_only, text[0].detach(), atol=1e-5)
     np.testing.assert_allclose(photo_only, photo[0].detach(), atol=1e-5)

@@ -22,8 +22,9 @@ from shared.encoders.lora import (
     reset_lora,
     save_lora,
 )
+from shared.encoders.packing import pack
 from shared.encoders.split import find_blocks
-from shared.encoders.text import load_text_model, pad
+from shared.encoders.text import load_text_model
 from shared.errors import WireError
 
 TEXTS = ["red boots", "a longer title"]
@@ -60,7 +61,7 @@ def image_vectors(encoder: Encoder, model: nn.Module, photos: list[Path]) -> Ten
 
 
 def our_text_vectors(encoder: Encoder) -> Tensor:
-    return encoder.text.suffix(*pad(encoder.text.prefix(TEXTS))).detach()
+    return encoder.text.suffix(*pack(encoder.text.prefix(TEXTS))).detach()
 
 
 def our_image_vectors(encoder: Encoder, photos: list[Path]) -> Tensor:

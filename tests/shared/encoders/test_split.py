@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from shared.encoders.encoder import Encoder
 from shared.encoders.image import ImageConfig, ImageTower, create_image_model, load_pixels
+from shared.encoders.packing import pack
 from shared.encoders.presets import HALF
 from shared.encoders.split import SplitTower, find_blocks
-from shared.encoders.text import TextTower, load_text_model, pad
+from shared.encoders.text import TextTower, load_text_model
 from shared.errors import BaseError
 
 TEXTS = ["red boots", "a much longer title of a product", "x"]
@@ -60,7 +61,7 @@ def whole_text(tower: TextTower, model: Callable[..., Tensor]) -> Tensor:
 
 
 def test_text_prefix_then_suffix_is_the_whole_model(encoder: Encoder, tiny_base: Path) -> None:
-    split = encoder.text.suffix(*pad(encoder.text.prefix(TEXTS)))
+    split = encoder.text.suffix(*pack(encoder.text.prefix(TEXTS)))
     plain = load_text_model(tiny_base / "text")
     torch.testing.assert_close(split, whole_text(encoder.text, plain), rtol=0, atol=1e-6)
 
@@ -68,7 +69,7 @@ def test_text_prefix_then_suffix_is_the_whole_model(encoder: Encoder, tiny_base:
 def test_text_gradients_are_those_of_the_whole_model(encoder: Encoder) -> None:
     tower = encoder.text
     perturb(tower.peft)
-    split = tower.suffix(*pad(tower.prefix(TEXTS)))
+    split = tower.suffix(*pack(tower.prefix(TEXTS)))
     whole = whole_text(tower, tower.peft)
     torch.testing.assert_close(split, whole, rtol=0, atol=1e-6)
     ours, theirs = gradients(tower.peft, split), gradients(tower.peft, whole)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import SiglipTextConfig, SiglipTextModel
 
 from shared.encoders.encoder import Encoder
-from shared.encoders.text import TextConfig, TextTower, check_text_folder, load_text_model, pad
+from shared.encoders.packing import pack
+from shared.encoders.text import TextConfig, TextTower, check_text_folder, load_text_model
 from shared.errors import BaseError
 
 TEXTS = ["red boots", "a much longer title of a product", "x", ""]
@@ -42,7 +43,7 @@ def attending(tmp_path: Path, tiny_base: Path) -> TextTower:
 
 
 def vectors(tower: TextTower, texts: list[str]) -> Tensor:
-    return tower.suffix(*pad(tower.prefix(texts))).detach()
+    return tower.suffix(*pack(tower.prefix(texts))).detach()
 
 
 def test_a_tower_that_attends_to_padding_is_always_padded(attending: TextTower) -> None:
@@ -61,7 +62,7 @@ def test_without_padding_that_tower_would_give_other_vectors(attending: TextTowe
 
 
 def test_gradients_reach_only_the_factors_of_that_tower(attending: TextTower) -> None:
-    attending.suffix(*pad(attending.prefix(TEXTS)))[:, 0].sum().backward()
+    attending.suffix(*pack(attending.prefix(TEXTS)))[:, 0].sum().backward()
     for name, parameter in attending.peft.named_parameters():
         assert (parameter.grad is not None) == ("lora_" in name), name
 
@@ -88,13 +89,6 @@ def test_a_text_is_cut_at_the_maximum(encoder: Encoder) -> None:
         limit
     ] * 2
     assert torch.equal(vectors(encoder.text, ["x " * 100]), vectors(encoder.text, ["x " * 200]))
-
-
-def test_padding_by_hand() -> None:
-    hidden, mask = pad([torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0]]).half()])
-    assert hidden.tolist() == [[[1.0], [2.0]], [[3.0], [0.0]]]
-    assert mask.tolist() == [[1, 1], [1, 0]]
-    assert (hidden.dtype, mask.dtype) == (torch.float32, torch.int64)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
