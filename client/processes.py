@@ -116,6 +116,9 @@ def supernode_process(
         user=user,
         ready=lambda: _accepts(runtime_port),
         restart_after_s=LEASE_S + _GONE_S,
+        # What a SuperExec was about to run when it died stays handed out in its SuperNode for good;
+        # only one that starts afresh lets headquarters know that nobody is at work on it.
+        falls_with="superexec",
     )
 
 

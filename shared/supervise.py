@@ -47,6 +47,8 @@ class Process:
         stop_signal: asks it, and all it started, to end.
         grace_s: from that signal to SIGKILL.
         restart_after_s: it is not started again sooner than this after it failed.
+        falls_with: name of another process; when that one fails, this one is ended and started
+            again as if it had failed too. "" if there is none.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Process:
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 10.0
     restart_after_s: float = 0.0
+    falls_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,9 @@ class Supervisor:
                 self._launch(child)
         elif fault := self._fault(child):
             self._failed(child, fault)
+            for other in self._children:
+                if other.process.falls_with == child.process.name and other.running is not None:
+                    self._failed(other, f"ended with {child.process.name}")
 
     def _fault(self, child: "_Child") -> str:
         """What is wrong with a child that should run; "" if nothing. Notes when it gets ready."""

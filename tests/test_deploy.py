@@ -121,6 +121,13 @@ def test_a_supernode_waits_as_long_as_that_of_region_up(tmp_path: Path) -> None:
     assert f"\nRestartSec={waits:g}\n" in unit
 
 
+def test_a_supernode_falls_with_its_superexec_as_that_of_region_up(tmp_path: Path) -> None:
+    assert flower_processes(tmp_path)["supernode"].falls_with == "superexec"
+    (after,) = settings(unit("superexec"))["ExecStopPost"]
+    assert after.startswith("+/bin/sh")  # as root
+    assert "systemctl kill --signal=KILL fedshelf-supernode.service" in after
+
+
 def test_an_option_that_does_not_exist_would_be_found() -> None:
     with pytest.raises(click.UsageError, match="--fast"):
         require_command(["server", "up", "--fast"])

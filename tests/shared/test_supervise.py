@@ -219,6 +219,20 @@ def test_a_process_may_ask_for_a_longer_delay(
     assert said == ["0.05", "0.05"]
 
 
+def test_a_process_may_fall_with_another_one(
+    python: Callable[..., Process], supervise_: Make, events: list[str]
+) -> None:
+    follower = python("follower", SLEEP, falls_with="broken")
+    broken = python("broken", "import time; time.sleep(0.5); raise SystemExit(3)")
+    rules = Restarts(0.01, 0.02, max_failures=1)
+    with pytest.raises(FederationError, match="broken: ended with exit code 3"):
+        supervise_(python("steady", SLEEP), follower, broken, restarts=rules).run()
+    starts = [event.partition(": started")[0] for event in events if ": started" in event]
+    assert starts == ["steady", "follower", "broken", "follower", "broken"]
+    (fell,) = [event for event in events if "ended with broken" in event]
+    assert fell.startswith("follower: ended with broken, starts again in 0.01 s (log: ")
+
+
 def test_a_process_that_ends_at_its_start_stops_the_others(
     python: Callable[..., Process], supervise_: Make, events: list[str], tmp_path: Path
 ) -> None:
