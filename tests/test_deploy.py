@@ -188,6 +188,27 @@ def test_nothing_runs_as_root_and_a_region_has_three_users() -> None:
         assert services[name]["user"] == user_of(name)
 
 
+def test_systemd_makes_every_user(tmp_path: Path) -> None:
+    if shutil.which("systemd-sysusers") is None:
+        pytest.skip("systemd-sysusers is not installed")
+    users = DEPLOY / "systemd" / "fedshelf.sysusers.conf"
+    (tmp_path / "etc").mkdir()
+    made = subprocess.run(
+        ["systemd-sysusers", f"--root={tmp_path}", users],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (made.returncode, "not a valid" in made.stderr) == (0, False), made.stderr
+    names = {line.split(":")[0] for line in (tmp_path / "etc/passwd").read_text().splitlines()}
+    assert {user_of(path.stem.removeprefix("fedshelf-")) for path in UNITS} <= names
+    groups = dict(
+        (line.split(":")[0], line.split(":")[-1])
+        for line in (tmp_path / "etc/group").read_text().splitlines()
+    )
+    assert groups["fedshelf-app"] == "fedshelf-worker"
+
+
 def test_only_the_supernode_gets_the_node_key() -> None:
     credentials = {path.stem: settings(path).get("LoadCredential", []) for path in UNITS}
     holders = {
