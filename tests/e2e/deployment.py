@@ -27,6 +27,7 @@ from small_world import prepare_run, run_config, start_headquarters
 
 from client.worker import forget_workers, resident_encoder
 from server.history import History, RoundRecord
+from server.training import Training
 from shared.adapter import Adapter
 from shared.encoders.base import read_base
 from shared.schema import RegionConfig, WorkerConfig, load_region_config
@@ -448,3 +449,27 @@ def leftovers(folder: Path) -> list[Path]:
     """Half-written files and folders; Flower's homes apart, where an old copy may be set aside."""
     homes = {"flower", "node", "app"}
     return [path for path in folder.rglob(".*.partial") if not homes & set(path.parts)]
+
+
+def assert_as_undisturbed(deployment: Deployment, run: Run, rounds: int) -> None:
+    """The training has ended as if nothing had happened."""
+    assert [record.round for record in run.rounds] == list(range(rounds + 1))
+    for record, expected in zip(run.rounds, deployment.reference.rounds(rounds), strict=True):
+        assert record.rejected == []
+        assert sorted(record.validation) == deployment.reference.regions
+        assert same(run.history.adapter(record.round), expected)
+    assert Training(run.folder).release is not None
+
+
+def assert_nothing_half_written(deployment: Deployment) -> None:
+    """Everything still runs, and no file was left unfinished anywhere."""
+    for name in (*deployment.reference.regions, ""):
+        assert deployment.daemons[name].process.poll() is None, deployment.daemons[name].said
+    wait_until("nothing is half-written", lambda: not leftovers(deployment.folder), deadline_s=20)
+
+
+def last_line(run: Run) -> str:
+    """The one line that says why a training did not end."""
+    line = run.said.splitlines()[-1]
+    assert line.startswith("error: "), run.said
+    return line
