@@ -31,7 +31,7 @@ class TrainingData:
 
     Attributes:
         examples: from its clicks.
-        known: from its catalog (`client.known_items`); as many of them a step as half a batch.
+        known: from its catalog (`client.known_items`); a quarter of a batch of them a step.
         queries: kept activations of `examples.queries`.
         known_queries: kept activations of `known.queries`.
         products: kept activations of its catalog.
@@ -163,7 +163,7 @@ def _known_batches(
     data: TrainingData, config: TrainConfig, seed: list[int]
 ) -> Iterator[Batch | None]:
     """Batches of known items for as long as anybody asks; None where there are none."""
-    size = config.batch_size // 2
+    size = config.batch_size // 4
     if config.known_item_weight == 0 or size == 0 or len(data.known.weight) == 0:
         yield from repeat(None)
     for lap in count():

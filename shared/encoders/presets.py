@@ -34,7 +34,7 @@ from shared.encoders.text import TextConfig, TextTower, check_text_folder
 from shared.errors import BaseError, ConfigError
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-RECIPE_VERSION = 1  # raise it when alignment or the reading of photos changes
+RECIPE_VERSION = 2  # raise it when alignment or the reading of photos changes
 HALF = (0.5, 0.5, 0.5)
 HUB_TIMEOUT_S = 10.0
 Progress = Callable[[int, int], None]

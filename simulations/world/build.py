@@ -22,7 +22,7 @@ def build_world(
     *,
     regions: Sequence[str],
     seed: int,
-    products_per_region: int = 1000,
+    products_per_region: int = 700,
     folder: Path,
     public_count: int = 3000,
     processes: int | None = None,
