@@ -163,8 +163,8 @@ def _known_batches(
     data: TrainingData, config: TrainConfig, seed: list[int]
 ) -> Iterator[Batch | None]:
     """Batches of known items for as long as anybody asks; None where there are none."""
-    size = config.batch_size // 4
-    if config.known_item_weight == 0 or size == 0 or len(data.known.weight) == 0:
+    size = max(config.batch_size // 4, 2)  # one alone has nothing to be told from
+    if config.known_item_weight == 0 or len(data.known.weight) == 0:
         yield from repeat(None)
     for lap in count():
         yield from epoch_batches(data.known, batch_size=size, seed=[*seed, _KNOWN, lap])
