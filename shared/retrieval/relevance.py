@@ -4,13 +4,14 @@ A ranker always finds something nearest. Without a limit a query of no meaning f
 products, and the cheapest of them lead a list that is sorted by price. So a candidate must be near
 in meaning, or share most of the words, or some of each, measured by the query's own best:
 
-    cosine >= max(floor, 0.5 best cosine)
+    cosine >= 0.5 best cosine, where best cosine >= floor
     or bm25 >= 0.7 best bm25
     or bm25 >= 0.3 best bm25 and cosine >= 0.35 best cosine
 
 The floor is the region's own: all but one in a hundred of its shoppers' queries that led to a
 click have a better best product. A query below it is about nothing that is sold here; only words
-that it shares with a product count then.
+that it shares with a product count then. It judges a query by its best product, never a product:
+what comes after the best may well lie below it.
 
 The shares were chosen on development queries (some that were asked in training) over a real
 electronics catalog, so that hardly any relevant candidate is lost; nothing tunes them per region.
@@ -76,7 +77,7 @@ def bar_of(best_dense: float, best_lexical: float, *, dense_floor: float) -> Bar
         dense_floor: from `dense_floor_of`, or `NO_FLOOR`.
     """
     return Bar(
-        dense=max(dense_floor, DENSE_ALONE * best_dense),
+        dense=DENSE_ALONE * best_dense if best_dense >= dense_floor else np.inf,
         lexical=LEXICAL_ALONE * best_lexical,
         dense_together=DENSE_TOGETHER * best_dense,
         lexical_together=LEXICAL_TOGETHER * best_lexical,

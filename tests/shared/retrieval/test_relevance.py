@@ -38,6 +38,10 @@ def test_below_the_floor_only_words_count() -> None:
     assert reached([0.3, 0.2], [0, 1], floor=0.3) == [True, True]
 
 
+def test_the_floor_judges_a_query_by_its_best_product_and_no_other() -> None:
+    assert reached([0.6, 0.4, 0.2], [0, 0, 0], floor=0.5) == [True, True, False]
+
+
 def test_all_but_one_query_in_a_hundred_are_above_the_floor() -> None:
     best = np.random.default_rng(0).uniform(0.2, 0.9, 1001)
     assert (best < dense_floor_of(best)).sum() == 10

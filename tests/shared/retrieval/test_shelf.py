@@ -216,7 +216,7 @@ class SlowShelf:
         if some and cosine >= DENSE_TOGETHER * best:
             return True
         floor = shelf.dense_floor if ask.text.strip() else -1.0
-        return cosine >= max(floor, DENSE_ALONE * best)
+        return best >= floor and cosine >= DENSE_ALONE * best
 
     def shown(self, ask: Ask) -> list[int]:
         hidden = {*ask.hidden, *self.rules.blocked(ask.text)}
