@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode, checks
 
-REPEATED = settings(deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+REPEATED = settings(derandomize=True, database=None, phases=[Phase.generate])
 
 
 def hold(operation: Any, names: Sequence[str], *, max_examples: int) -> None:

@@ -227,7 +227,7 @@ def test_doubled_by_hand(rows, doubled):
     assert mark_doubled(events).to_list() == doubled
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(
         st.tuples(

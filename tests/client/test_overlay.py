@@ -304,5 +304,5 @@ class Retailer(RuleBasedStateMachine):
 
 def test_any_history_of_changes_exports_and_restarts(tmp_path):
     Retailer.folder = tmp_path
-    bounded = settings(max_examples=25, stateful_step_count=20, deadline=None)
+    bounded = settings(max_examples=25, stateful_step_count=20)
     run_state_machine_as_test(Retailer, settings=bounded)

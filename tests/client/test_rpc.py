@@ -275,9 +275,11 @@ def test_a_message_that_nobody_waits_for_is_noted_as_given_up(
 ) -> None:
     server = WorkerServer(worker, place / "run" / "worker.sock", group=None)
     server.start()
-    with server.exclusive(), pytest.raises(RemoteFailure, match="DeadlineExceeded"):
-        forward(place / "run" / "worker.sock", "query.describe", RecordDict(), timeout_s=0.5)
     patience = threading.Event()
+    with server.exclusive():
+        with pytest.raises(RemoteFailure, match="DeadlineExceeded"):
+            forward(place / "run" / "worker.sock", "query.describe", RecordDict(), timeout_s=0.5)
+        patience.wait(2)  # the server hears of it a little later
     while not noted():
         patience.wait(0.01)
     server.stop()

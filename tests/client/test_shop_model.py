@@ -180,7 +180,6 @@ def test_any_history_is_what_the_dictionary_says(tmp_path: Path) -> None:
     bounded = settings(
         max_examples=12,
         stateful_step_count=12,
-        deadline=None,
         derandomize=True,
         database=None,
         # Twelve steps can be read as they are; to shrink them takes hundreds of shops.

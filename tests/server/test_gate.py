@@ -8,7 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.gate import GateCheck, GateRule, decide, from_json, to_json
@@ -44,7 +44,6 @@ def check_of(decision_checks: tuple[GateCheck, ...], scope: str, reference: int 
 # -- laws ------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(references, rules, st.randoms(use_true_random=False))
 def test_the_order_of_regions_and_references_changes_nothing(
     found: References, rule: GateRule, random: Random
@@ -58,7 +57,6 @@ def test_the_order_of_regions_and_references_changes_nothing(
     assert decide(again, rule) == decide(found, rule)
 
 
-@settings(deadline=None)
 @given(references, rules, st.data())
 def test_lowering_a_mean_never_turns_a_refusal_into_an_acceptance(
     found: References, rule: GateRule, data: st.DataObject
@@ -73,7 +71,6 @@ def test_lowering_a_mean_never_turns_a_refusal_into_an_acceptance(
     assert decide(lowered, rule).accepted <= decide(found, rule).accepted
 
 
-@settings(deadline=None)
 @given(references, rules, st.floats(0, 0.5))
 def test_a_larger_tolerance_never_turns_an_acceptance_into_a_refusal(
     found: References, rule: GateRule, more: float
@@ -82,7 +79,6 @@ def test_a_larger_tolerance_never_turns_an_acceptance_into_a_refusal(
     assert decide(found, rule).accepted <= decide(found, lenient).accepted
 
 
-@settings(deadline=None)
 @given(references, rules, st.integers(10, 20), regions)
 def test_another_reference_never_turns_a_refusal_into_an_acceptance(
     found: References, rule: GateRule, number: int, more: dict[str, Difference]
@@ -91,7 +87,6 @@ def test_another_reference_never_turns_a_refusal_into_an_acceptance(
         assert decide({**found, number: more}, rule).accepted <= decide(found, rule).accepted
 
 
-@settings(deadline=None)
 @given(st.floats(0, 0.5, exclude_min=True), st.floats(0.5, 0.999), st.integers(2, 500))
 def test_an_identical_candidate_is_accepted(
     tolerance: float, confidence: float, num_queries: int
@@ -103,7 +98,6 @@ def test_an_identical_candidate_is_accepted(
     assert decision.reasons == ()
 
 
-@settings(deadline=None)
 @given(references, rules)
 def test_one_region_alone_is_its_own_mean(found: References, rule: GateRule) -> None:
     for regions in found.values():
@@ -115,14 +109,12 @@ def test_one_region_alone_is_its_own_mean(found: References, rule: GateRule) -> 
                 assert mean.counted == own.counted
 
 
-@settings(deadline=None)
 @given(references, rules)
 def test_a_decision_reads_back_from_json(found: References, rule: GateRule) -> None:
     decision = decide(found, rule)
     assert from_json(json.loads(json.dumps(to_json(decision), allow_nan=False))) == decision
 
 
-@settings(deadline=None)
 @given(references, rules)
 def test_refused_means_there_is_a_reason_and_every_reason_is_one_line(
     found: References, rule: GateRule

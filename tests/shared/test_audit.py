@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import shared.audit
@@ -78,7 +78,6 @@ def test_the_chain_can_be_checked_without_our_code(path: Path) -> None:
     assert json.loads(head_of(path).read_text()) == {"seq": 6, "hash": prev}
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=8), json_values, max_size=4))
 def test_any_json_fact_reads_back(
     tmp_path_factory: pytest.TempPathFactory, facts: dict[str, object]
@@ -116,7 +115,6 @@ def test_a_changed_line_is_named(path: Path, number: int) -> None:
         verify_audit(path)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_no_byte_can_change(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("log") / "audit.jsonl"

@@ -5,12 +5,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.interleaving import NO_TEAM, TEAM_A, TEAM_B, team_draft, verdict
 
-unhurried = settings(deadline=None)  # a busy machine is no failure
 rankings = st.lists(st.integers(0, 15), max_size=10, unique=True).map(
     lambda rows: np.array(rows, np.int64)
 )
@@ -71,7 +70,6 @@ def test_no_turn_begins_that_one_team_might_not_answer():
     assert teams.tolist() == [NO_TEAM, NO_TEAM]
 
 
-@unhurried
 @given(st.permutations(range(12)), st.permutations(range(12)), st.integers(0, 8), seeds)
 def test_while_neither_runs_out_the_draft_is_the_papers(a, b, k, seed):
     a, b = a[:9], b[:9]
@@ -79,7 +77,6 @@ def test_while_neither_runs_out_the_draft_is_the_papers(a, b, k, seed):
     assert found == papers_draft(a, b, k, np.random.default_rng(seed))
 
 
-@unhurried
 @given(rankings, rankings, st.integers(0, 20), seeds)
 def test_every_row_once_as_many_as_asked_for_and_none_from_elsewhere(a, b, k, seed):
     rows, _ = draft(a, b, k, seed)
@@ -87,14 +84,12 @@ def test_every_row_once_as_many_as_asked_for_and_none_from_elsewhere(a, b, k, se
     assert {*rows} <= {*a.tolist(), *b.tolist()}
 
 
-@unhurried
 @given(rankings, rankings, st.integers(0, 19), seeds)
 def test_a_shorter_list_is_the_beginning_of_a_longer_one(a, b, k, seed):
     short, long = draft(a, b, k, seed), draft(a, b, k + 1, seed)
     assert [part[: len(short[0])] for part in long] == list(short)
 
 
-@unhurried
 @given(rankings, rankings, st.integers(0, 20), seeds)
 def test_both_teams_bring_as_many_but_for_the_last_turn(a, b, k, seed):
     _, teams = draft(a, b, k, seed)
@@ -111,7 +106,6 @@ def test_equal_rankings_favour_nobody_at_any_rank():
     assert np.mean([teams == TEAM_A for _, teams in drafts], axis=0).tolist() == [0.5] * 4
 
 
-@unhurried
 @given(rankings.map(lambda rows: rows[:6]), rankings.map(lambda rows: rows[:6]), st.integers(0, 8))
 def test_over_both_sides_of_every_coin_the_teams_bring_equally_many(a, b, k):
     tossed = [team_draft(a, b, k, Coin(*coins))[1] for coins in product((0, 1), repeat=6)]
@@ -144,7 +138,6 @@ def exact_sign_test(wins_a, wins_b):
     return float(min(Fraction(1), Fraction(2 * tail, 2**decided)))
 
 
-@unhurried
 @given(st.integers(0, 120), st.integers(0, 120))
 def test_sign_test_is_the_exact_binomial(wins_a, wins_b):
     got = verdict(wins_a, wins_b, 0).p_value
@@ -173,7 +166,6 @@ def test_nobody_has_won():
     assert (said.share_a, said.low, said.high, said.p_value) == (0.5, 0.0, 1.0, 1.0)
 
 
-@unhurried
 @given(st.integers(0, 500), st.integers(0, 500), st.floats(0.5, 0.99))
 def test_it_does_not_matter_who_is_a(wins_a, wins_b, confidence):
     one = verdict(wins_a, wins_b, 3, confidence=confidence)
@@ -184,7 +176,6 @@ def test_it_does_not_matter_who_is_a(wins_a, wins_b, confidence):
     assert one.low <= one.share_a <= one.high
 
 
-@unhurried
 @given(st.integers(1, 200), st.integers(0, 200))
 def test_more_confidence_is_a_wider_interval(wins_a, wins_b):
     narrow = verdict(wins_a, wins_b, 0, confidence=0.8)

@@ -86,7 +86,7 @@ def random_batch(seed: int) -> Batch:
     return query, product, examples, known
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_it_is_the_slow_reference(seed: int) -> None:
     batch = random_batch(seed)

@@ -4,12 +4,11 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.randomization import MAX_ENUMERATED, paired_randomization_test
 
-unhurried = settings(deadline=None)  # a busy machine is no failure
 scores = st.lists(
     st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=7
 )  # eighths: equal sums are equal, whatever the order of summing
@@ -25,7 +24,6 @@ def enumerated(a, b):
     return far / 2 ** len(a)
 
 
-@unhurried
 @given(scores)
 def test_few_queries_are_enumerated(pairs):
     a, b = np.array(pairs).T / 8
@@ -75,7 +73,6 @@ def test_no_sampled_value_is_0_and_permutations_are_counted_whole():
     assert paired_randomization_test(a, np.zeros(60), num_permutations=1, seed=0) == 1 / 2
 
 
-@unhurried
 @given(st.integers(0, 1000), st.integers(16, 40))
 def test_it_does_not_matter_who_is_a_and_the_seed_decides_the_rest(seed, queries):
     a, b = np.random.default_rng(seed).random((2, queries))

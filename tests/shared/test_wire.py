@@ -55,7 +55,7 @@ TENSORS = arrays.arrays(
 ).map(lambda values: torch.from_numpy(np.asarray(values)))
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(adapter=st.dictionaries(st.text(max_size=8), TENSORS, max_size=4))
 def test_an_adapter_comes_back_as_it_went(adapter: Adapter) -> None:
     assert same(wire.decode_adapter(wire.encode_adapter(adapter)), adapter)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.metrics import ndcg_of_gains
@@ -17,7 +17,6 @@ from shared.retrieval.hybrid import (
     tune_dense_weight,
 )
 
-unhurried = settings(deadline=None)  # a busy machine is no failure
 NOTHING = (np.empty(0, np.int64), np.empty(0, np.float32))
 
 
@@ -110,7 +109,6 @@ def test_a_weight_outside_0_to_1_is_our_own_mistake(weight):
         fuse(ranking({1: 0.5}), NOTHING, dense_weight=weight)
 
 
-@unhurried
 @given(dense_lists, lexical_lists, st.sampled_from(WEIGHTS[1:-1]), st.booleans())
 def test_fuse_is_the_formula(dense, lexical, weight, exact):
     cosine_of = {row: (row - 6) / 16 for row in range(13)} if exact else {}
@@ -127,7 +125,6 @@ def test_fuse_is_the_formula(dense, lexical, weight, exact):
     assert found.scores == pytest.approx([dict(slow)[row] for row in found.rows.tolist()])
 
 
-@unhurried
 @given(dense_lists, lexical_lists)
 def test_weight_0_is_the_lexical_order_then_the_rest_by_cosine(dense, lexical):
     found = fuse(ranking(dense), ranking(lexical), dense_weight=0.0)
@@ -135,7 +132,6 @@ def test_weight_0_is_the_lexical_order_then_the_rest_by_cosine(dense, lexical):
     assert found.rows.tolist() == [*ranking(lexical)[0], *ranking(rest)[0]]
 
 
-@unhurried
 @given(dense_lists, lexical_lists)
 def test_weight_1_is_the_dense_order_then_the_rest_by_words(dense, lexical):
     found = fuse(ranking(dense), ranking(lexical), dense_weight=1.0)
@@ -143,7 +139,6 @@ def test_weight_1_is_the_dense_order_then_the_rest_by_words(dense, lexical):
     assert found.rows.tolist() == [*ranking(dense)[0], *ranking(rest)[0]]
 
 
-@unhurried
 @given(dense_lists, lexical_lists)
 def test_weight_1_with_every_cosine_known_is_the_order_by_cosine(dense, lexical):
     cosine_of = {row: (5 * row % 13 - 6) / 16 for row in range(13)}
@@ -162,7 +157,6 @@ def test_the_ends_keep_scores_apart_that_normalizing_would_round_together():
     assert fuse(tiny, NOTHING, dense_weight=1.0).rows.tolist() == [5, 2, 1]
 
 
-@unhurried
 @given(dense_lists, lexical_lists, st.sampled_from(WEIGHTS))
 def test_scores_lie_in_0_to_1_and_never_rise(dense, lexical, weight):
     scores = fuse(ranking(dense), ranking(lexical), dense_weight=weight).scores
@@ -227,7 +221,6 @@ def alone(shown, ranker):
     return ndcg_of_gains(ordered, k=10)
 
 
-@unhurried
 @given(
     st.integers(0, 10_000),
     st.integers(MIN_QUERIES, 40),

@@ -99,7 +99,7 @@ def test_no_texts_empty_texts_and_a_long_query() -> None:
 ANY_TEXT = LexicalIndex.build(TEXTS)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(query=st.text(max_size=200), synonyms=st.lists(st.text(max_size=20), max_size=3))
 def test_any_text_may_be_typed(query: str, synonyms: list[str]) -> None:
     typed = set(ANY_TEXT.search(query, 5)[0].tolist())

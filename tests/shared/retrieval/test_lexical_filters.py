@@ -87,7 +87,7 @@ all_filters = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     catalog=st.lists(documents, min_size=1, max_size=12),
     query=st.lists(st.sampled_from(WORDS), min_size=1, max_size=3, unique=True),

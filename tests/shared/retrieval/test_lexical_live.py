@@ -145,7 +145,7 @@ changes = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(num_base=st.integers(0, 6), changes=changes)
 def test_any_changes_against_a_dictionary(
     num_base: int, changes: list[tuple[list[int], list[list[str]], bool]]

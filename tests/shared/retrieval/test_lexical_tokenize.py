@@ -109,7 +109,7 @@ def test_queries_look_for_pairs_and_for_what_means_something_alone(
     assert _terms(locale, query) == terms
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(locale=st.sampled_from(LOCALES), text=st.text(max_size=60))
 def test_a_text_has_every_piece_of_itself(locale: str, text: str) -> None:
     analysis = ANALYSES[locale]
@@ -120,7 +120,7 @@ def test_a_text_has_every_piece_of_itself(locale: str, text: str) -> None:
         assert 0 <= piece.start < piece.end <= len(normalized)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     locale=st.sampled_from(("ja", "zh", "ko", "th")),
     text=st.text(st.sampled_from("赤い靴ヘッド여름กข ab1-"), max_size=12),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.retrieval.facets import Facet, FacetValue
@@ -175,7 +175,6 @@ def after(products: list[Product], changes: list[Any]) -> tuple[ProductTable, Sh
     return changed, shop
 
 
-@settings(deadline=None)
 @given(catalogs(), FILTERS)
 def test_eligible_products_are_those_that_satisfy_every_condition(
     products: list[Product], filters: Filters
@@ -184,7 +183,6 @@ def test_eligible_products_are_those_that_satisfy_every_condition(
     assert table(products).eligible(filters).tolist() == expected
 
 
-@settings(deadline=None)
 @given(catalogs(), CHANGES, FILTERS)
 def test_changes_leave_what_they_would_leave_of_a_dictionary(
     products: list[Product], changes: list[Any], filters: Filters
@@ -199,7 +197,6 @@ def test_changes_leave_what_they_would_leave_of_a_dictionary(
     assert np.flatnonzero(changed.eligible(filters)).tolist() == expected
 
 
-@settings(deadline=None)
 @given(catalogs(), CHANGES, st.integers(0, 5), st.data())
 def test_orders_and_groups_of_a_changed_table_are_those_of_its_products(
     products: list[Product], changes: list[Any], k: int, data: st.DataObject
@@ -239,7 +236,6 @@ def order_key(number: float | None, sign: int) -> tuple[bool, float]:
     return number is None, sign * (number or 0.0)
 
 
-@settings(deadline=None)
 @given(catalogs(), CHANGES, FILTERS, st.integers(0, 3))
 def test_facets_count_the_values_of_the_found_products(
     products: list[Product], changes: list[Any], filters: Filters, max_values: int
@@ -272,7 +268,6 @@ def asked_for(filters: Filters, name: str) -> set[str]:
     return set(getattr(filters, name))
 
 
-@settings(deadline=None)
 @given(catalogs(), CHANGES)
 def test_a_changed_table_counts_as_one_built_from_what_is_alive(
     products: list[Product], changes: list[Any]
@@ -284,7 +279,6 @@ def test_a_changed_table_counts_as_one_built_from_what_is_alive(
     assert changed.facets(found, Filters()) == built.facets(everything, Filters())
 
 
-@settings(deadline=None)
 @given(catalogs(), CHANGES)
 def test_a_change_leaves_the_former_table_as_it_was(
     products: list[Product], changes: list[Any]

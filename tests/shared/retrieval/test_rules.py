@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ConfigError
@@ -105,7 +105,6 @@ def test_a_long_query_does_not_become_thousands_of_words(tmp_path: Path) -> None
 _PHRASES = st.lists(st.text("ab ", min_size=1, max_size=5), max_size=4)
 
 
-@settings(deadline=None)
 @given(st.lists(_PHRASES, max_size=5), st.text("ab ", max_size=12))
 def test_synonyms_are_those_of_a_slow_search(
     tmp_path_factory: pytest.TempPathFactory, groups: list[list[str]], query: str

@@ -428,7 +428,7 @@ def asks(draw: st.DrawFn) -> Ask:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(products=CATALOGS, questions=st.lists(asks(), min_size=1, max_size=6))
 def test_every_answer_is_that_of_a_search_through_a_list(
     rules: Rules, products: list[Product], questions: list[Ask]
@@ -438,7 +438,7 @@ def test_every_answer_is_that_of_a_search_through_a_list(
         check(shelf, slow, ask)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(products=CATALOGS, ask=asks())
 def test_facets_count_as_if_their_own_filter_were_off(
     rules: Rules, products: list[Product], ask: Ask
@@ -544,7 +544,7 @@ class ChangingShelf(RuleBasedStateMachine):
 
 
 TestChangingShelf = ChangingShelf.TestCase
-TestChangingShelf.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestChangingShelf.settings = settings(max_examples=40, stateful_step_count=20)
 
 
 # -- one thing at a time ---------------------------------------------------------------------------
@@ -950,7 +950,7 @@ def test_odd_queries_are_answered(rules: Rules, text: str) -> None:
         assert {"A0", "A2"} <= set(found_ids(shelf, Ask(text=text)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(max_size=40), filters=FILTERS)
 def test_any_text_is_answered(rules: Rules, text: str, filters: Filters) -> None:
     for ask in (hybrid(text, filters=filters), Ask(text=text, filters=filters)):

@@ -220,7 +220,6 @@ def _plain_suggester(catalog: list[list[str]]) -> Suggester:
     return Suggester.build([" ".join(words) for words in catalog], none, none, locale="en")
 
 
-@settings(deadline=None)
 @given(_CATALOG, st.text("abcd", min_size=1, max_size=10))
 def test_corrections_are_those_of_measuring_every_word(catalog: list[list[str]], word: str) -> None:
     assert _plain_suggester(catalog).correct(word) == _slow_correction(catalog, word)
@@ -236,7 +235,6 @@ def _slow_correction(catalog: list[list[str]], word: str) -> str:
     return min(near)[2] if near else ""
 
 
-@settings(deadline=None)
 @given(_CATALOG, st.text("abc", min_size=1, max_size=2))
 def test_a_word_beside_another_is_counted_in_products_that_have_both(
     catalog: list[list[str]], last: str
@@ -255,7 +253,7 @@ def test_a_word_beside_another_is_counted_in_products_that_have_both(
         assert all(counts[one] >= counts[other] for one, other in pairwise(two))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(_CATALOG, st.text("abc ", max_size=8), st.randoms(use_true_random=False))
 def test_the_order_of_products_does_not_matter(
     catalog: list[list[str]], prefix: str, rng: random.Random
@@ -265,7 +263,6 @@ def test_the_order_of_products_does_not_matter(
     assert one.suggest(prefix, 8) == other.suggest(prefix, 8)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60), st.integers(0, 5))
 def test_any_text_may_be_typed(prefix: str, limit: int) -> None:
     suggester = Suggester.build(TITLES, BRANDS, CATEGORIES, locale="en")
@@ -275,7 +272,7 @@ def test_any_text_may_be_typed(prefix: str, limit: int) -> None:
     suggester.correct(prefix)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.text(max_size=40), max_size=6), st.text(max_size=10))
 def test_any_text_may_stand_in_a_catalog(titles: list[str], prefix: str) -> None:
     suggester = Suggester.build(titles, list(titles), list(titles), locale="ja")

@@ -89,7 +89,7 @@ def test_it_answers_as_the_search_of_evaluation_does() -> None:
     bits=st.lists(st.booleans(), min_size=90, max_size=90),
     appended=st.integers(0, 40),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_copies_come_in_row_order_under_any_mask_and_any_growth(
     copies: int, k: int, bits: list[bool], appended: int
 ) -> None:
