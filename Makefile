@@ -24,8 +24,8 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/pytest -q -m "not slow and not e2e" -n auto --maxprocesses 8 --dist loadfile
 
-# As root it tests more: other users, namespaces, full disks. Needs nginx and chromium. Most of it
-# waits for Flower to miss a process that was killed, so two files run at a time.
+# As root it tests more: other users, namespaces, full disks. Needs nginx and chromium. Two files at
+# a time: it is bound by the processor, since Flower starts a Python process for every message.
 test-e2e: $(VENV)/installed
 	$(BIN)/pytest -q -m "e2e and not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 

@@ -78,7 +78,7 @@ def align(
     generator = torch.Generator().manual_seed(seed)
     batch = min(config.batch, len(pixels))
     steps = config.epochs * (len(pixels) // batch)
-    model.to(memory_format=torch.channels_last)  # the CPU's convolutions take two thirds as long
+    model.to(memory_format=torch.channels_last)  # the order a CPU convolves fastest in
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
