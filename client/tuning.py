@@ -6,13 +6,14 @@ what shoppers see is what the gate measures.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.retrieval.hybrid import Tuned, gains_in_order, tune_dense_weight
 from shared.retrieval.lexical import LexicalIndex
+from shared.retrieval.relevance import dense_floor_of
 from shared.retrieval.shelf import DEPTH
 
 Scores = NDArray[np.float32]
@@ -75,16 +76,21 @@ def tune(
     lexical: ShownScores,
     rows: Sequence[NDArray[np.int64]],
     gains: Sequence[NDArray[np.float64]],
+    *,
+    untrained: NDArray[np.bool_],
 ) -> Tuned:
-    """Choose the weight of the dense ranker; see `shared.retrieval.hybrid`.
+    """Choose the weight of the dense ranker and its floor.
+
+    See `shared.retrieval.hybrid` and `shared.retrieval.relevance`.
 
     Args:
         dense: from `dense_scores`.
         lexical: from `lexical_scores`.
         rows: what was shown for each query.
         gains: estimated relevance of it.
+        untrained: queries that the encoder was not trained on, (Q,); they alone tell the floor.
     """
-    return tune_dense_weight(
+    tuned = tune_dense_weight(
         rows,
         gains,
         dense=dense.scores,
@@ -92,6 +98,7 @@ def tune(
         dense_max=dense.best,
         lexical_max=lexical.best,
     )
+    return replace(tuned, dense_floor=dense_floor_of(dense.best[untrained]))
 
 
 def mixed_gains(

@@ -287,7 +287,13 @@ class Worker:
         """
         held_out = self.validation
         dense = dense_scores(self.query_vectors(), vectors, held_out.rows)
-        return tune(dense, self._validation_words, held_out.rows, held_out.gains)
+        return tune(
+            dense,
+            self._validation_words,
+            held_out.rows,
+            held_out.gains,
+            untrained=self._untrained,
+        )
 
     def query_vectors(self) -> NDArray[np.float32]:
         """Vectors of the validation queries, (Q, D), by the encoder as it is loaded."""
@@ -306,6 +312,13 @@ class Worker:
         """Words of the whole catalog, in memory."""
         documents = documents_of(self.region.catalog, self.region.texts)
         return LexicalIndex.build(documents, locale=self.region.config.locale)
+
+    @cached_property
+    def _untrained(self) -> NDArray[np.bool_]:
+        """Validation queries that nobody clicked in training, (Q,)."""
+        trained = {query.casefold() for query in self.examples.queries}
+        asked = [query.casefold() not in trained for query in self.validation.queries]
+        return np.array(asked, np.bool_)
 
     @cached_property
     def _validation_words(self) -> ShownScores:

@@ -28,8 +28,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.metrics import difference_of_gains, gain_found, ideal_gain
-from shared.retrieval.relevance import NO_FLOOR, dense_floor_of
+from shared.metrics import gain_found, ideal_gain
+from shared.retrieval.relevance import NO_FLOOR
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.floating[Any]]
@@ -37,11 +37,13 @@ Ranking = tuple[Rows, Scores]  # best first, every row once
 
 WEIGHTS: Final = tuple(step / 20 for step in range(21))
 # Best or within 0.0002 nDCG@10 of it, before and after federation, on development queries over a
-# real electronics catalog; where clicks leave a choice, it is the weight nearest to this.
+# real electronics catalog; what a region with too few clicks gets.
 DEFAULT_DENSE_WEIGHT: Final = 0.6
-MIN_QUERIES: Final = 20  # below this even the standard error is mostly chance
-K: Final = 10  # ranks that count in tuning
+MIN_QUERIES: Final = 20  # below this the clicks are mostly chance
+K: Final = 10  # ranks that count in `Tuned.figures`
 _MIN_COSINE = -1.0
+_STEEPEST: Final = 128.0  # of s in `_log_likelihood`, where clicks follow one score to the letter
+_HALVINGS: Final = 40
 
 
 class Fused(NamedTuple):
@@ -174,15 +176,17 @@ def tune_dense_weight(
     dense_max: Scores,
     lexical_max: Scores,
 ) -> Tuned:
-    """Choose the weight under which held-out shoppers would have found most.
+    """Choose the weight under which what held-out shoppers clicked is likeliest.
 
-    The measure is that of early stopping and of the gate: the products a query showed are ordered
-    by fused score, and what was found counts as in `shared.metrics.ndcg_of_gains`, to rank 10.
+    nDCG of what was shown tells weights apart but dimly: most of what a ranker puts wrong was never
+    shown, and a few dozen queries leave it to luck. So the weight is fitted instead, as in a
+    conditional logit (McFadden 1974; the top-one likelihood of Cao et al. 2007): of the products
+    that query q showed, i is clicked in proportion to exp(s score_i(w)). That w is taken, at its
+    own best steepness s, under which the log of all clicks is largest. Which products were shown
+    may depend on the scores without biasing this fit.
 
-    The best of 21 figures is partly luck. So of the weights that are within one standard error of
-    the best (Breiman et al. 1984, section 3.4.3), and on these queries not worse than the better of
-    the two rankers alone, the one nearest to the default is taken. The second condition always
-    holds, since the best weight itself satisfies both.
+    Of the 21 weights only those are asked that are, by nDCG on these queries, not worse than the
+    better of the two rankers alone; the better ranker itself always is one.
 
     Args:
         rows: catalog rows that were shown for each query, (R,) each, Q in all.
@@ -194,22 +198,19 @@ def tune_dense_weight(
         lexical_max: likewise of BM25, (Q,).
 
     Returns:
-        The weight with its figures. Fewer than `MIN_QUERIES` queries with a gain leave
-        `DEFAULT_DENSE_WEIGHT` and no floor, whatever the figures; no query at all leaves no
-        figures.
+        The weight with its figures, without a floor. Fewer than `MIN_QUERIES` queries with a gain
+        leave `DEFAULT_DENSE_WEIGHT`, whatever the figures; no query at all leaves no figures.
     """
-    clicked = np.array([bool(part.any()) for part in gains], np.bool_)  # (Q,)
-    num_queries = int(clicked.sum())
+    num_queries = sum(bool(part.any()) for part in gains)
     if not num_queries:
         return Tuned(DEFAULT_DENSE_WEIGHT, {}, 0)
     shown = _flatten(rows, gains, dense, lexical, dense_max, lexical_max)
-    found = {weight: gain_found(_ordered_gains(shown, weight), k=K) for weight in WEIGHTS}
-    ideal = ideal_gain(gains, k=K)
-    figures = {weight: min(float(g.sum() / ideal.sum()), 1.0) for weight, g in found.items()}
+    found = {weight: gain_found(_ordered_gains(shown, weight), k=K).sum() for weight in WEIGHTS}
+    most = ideal_gain(gains, k=K).sum()
+    figures = {weight: min(float(gain / most), 1.0) for weight, gain in found.items()}
     if num_queries < MIN_QUERIES:
         return Tuned(DEFAULT_DENSE_WEIGHT, figures, num_queries)
-    weight = _choose(figures, _near_the_best(found, ideal))
-    return Tuned(weight, figures, num_queries, dense_floor_of(dense_max[clicked]))
+    return Tuned(_choose(figures, _log_likelihood(shown)), figures, num_queries)
 
 
 def gains_in_order(
@@ -277,39 +278,52 @@ def _flatten(
     )
 
 
-def _ordered_gains(shown: _Shown, dense_weight: float) -> list[NDArray[np.float64]]:
-    """The gains of what each query showed, in the order that serving would give."""
-    scores = combine(
+def _mixed(shown: _Shown, dense_weight: float) -> NDArray[np.float64]:
+    """The fused score of everything shown."""
+    return combine(
         shown.dense,
         shown.lexical,
         dense_max=shown.dense_max,
         lexical_max=shown.lexical_max,
         dense_weight=dense_weight,
     )
+
+
+def _ordered_gains(shown: _Shown, dense_weight: float) -> list[NDArray[np.float64]]:
+    """The gains of what each query showed, in the order that serving would give."""
+    scores = _mixed(shown, dense_weight)
     keys = _sort_keys(shown.rows, shown.dense, shown.lexical, scores, dense_weight)
     order = np.lexsort((*keys, shown.query))
     return np.split(shown.gains[order], shown.ends[:-1])
 
 
-def _near_the_best(
-    found: dict[float, NDArray[np.float64]], ideal: NDArray[np.float64]
-) -> set[float]:
-    """Weights under which at most one standard error less is found than under the best."""
-    best = max(found, key=lambda weight: float(found[weight].sum()))
-    near = {best}
-    for weight, gained in found.items():
-        behind, variance = difference_of_gains(found[best], gained, ideal)
-        if behind <= np.sqrt(variance / len(ideal)):
-            near.add(weight)
-    return near
+def _log_likelihood(shown: _Shown) -> dict[float, float]:
+    """The log-likelihood of the clicks under each weight, at the steepness best for that weight.
+
+        L(w, s) = sum over q and i of gain_i log p_i,   p_i = exp(s score_i) / sum_j exp(s score_j)
+
+    which is concave in s, so that halving [0, `_STEEPEST`] by the sign of dL/ds finds the best.
+    """
+    scores = np.stack([_mixed(shown, weight) for weight in WEIGHTS])  # (W, sum of R)
+    starts = np.flatnonzero(np.diff(shown.query, prepend=-1))
+    clicked = np.add.reduceat(shown.gains, starts)  # (Q with anything shown,)
+    low, high = np.zeros(len(WEIGHTS)), np.full(len(WEIGHTS), _STEEPEST)
+    for _ in range(_HALVINGS):
+        steepness = (low + high) / 2
+        odds = np.exp(steepness[:, None] * scores)
+        expected = np.add.reduceat(odds * scores, starts, 1) / np.add.reduceat(odds, starts, 1)
+        rising = scores @ shown.gains > expected @ clicked
+        low, high = np.where(rising, steepness, low), np.where(rising, high, steepness)
+    totals = np.log(np.add.reduceat(np.exp(low[:, None] * scores), starts, 1))
+    values = low * (scores @ shown.gains) - totals @ clicked
+    return dict(zip(WEIGHTS, values.tolist(), strict=True))
 
 
-def _choose(figures: dict[float, float], near: set[float]) -> float:
-    """The one of `near` nearest to the default that is not worse than either ranker alone."""
+def _choose(figures: dict[float, float], likelihood: dict[float, float]) -> float:
+    """The likeliest weight that is not worse than either ranker alone; of equals the default's."""
     floor = max(figures[0.0], figures[1.0])
-    good = [weight for weight in near if figures[weight] >= floor]
-    steps = {weight: round(abs(weight - DEFAULT_DENSE_WEIGHT), 6) for weight in good}
-    return min(good, key=lambda weight: (steps[weight], -figures[weight], weight))
+    good = [weight for weight in figures if figures[weight] >= floor]
+    return max(good, key=lambda w: (round(likelihood[w], 6), -abs(w - DEFAULT_DENSE_WEIGHT)))
 
 
 def _sort_keys(

@@ -10,10 +10,12 @@ from shared.metrics import ndcg_of_gains
 from shared.retrieval.hybrid import DEFAULT_DENSE_WEIGHT, MIN_QUERIES, WEIGHTS, fuse
 from shared.retrieval.lexical import LexicalIndex
 from shared.retrieval.plan import build_planned
+from shared.retrieval.relevance import dense_floor_of
 from shared.retrieval.vectors import VectorIndex
 
 WORDS = ("red", "blue", "boots", "shoes", "hat", "scarf")
 NUM_PRODUCTS, NUM_QUERIES, DIM = 60, 40, 8
+UNTRAINED = np.arange(NUM_QUERIES) % 2 == 0
 
 
 def unit(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
@@ -106,14 +108,20 @@ def gains_by(scores: list[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
 def test_clicks_that_only_one_ranker_explains_are_given_to_it() -> None:
     log = Log()
     dense, lexical = log.said()
-    by_dense = tune(dense, lexical, log.rows, gains_by(dense.scores))
-    by_words = tune(dense, lexical, log.rows, gains_by(lexical.scores))
+    by_dense = tune(dense, lexical, log.rows, gains_by(dense.scores), untrained=UNTRAINED)
+    by_words = tune(dense, lexical, log.rows, gains_by(lexical.scores), untrained=UNTRAINED)
     assert by_dense.dense_weight > by_words.dense_weight
     assert by_dense.figures[1.0] == pytest.approx(1.0)
     assert by_dense.figures[0.0] < by_dense.figures[1.0]
     assert by_words.figures[0.0] > by_words.figures[1.0]
     assert by_words.num_queries == NUM_QUERIES
-    assert by_words.dense_floor == pytest.approx(np.quantile(dense.best, 0.01))
+
+
+def test_the_floor_is_of_queries_that_were_not_trained_on() -> None:
+    log = Log()
+    dense, lexical = log.said()
+    tuned = tune(dense, lexical, log.rows, gains_by(dense.scores), untrained=UNTRAINED)
+    assert tuned.dense_floor == dense_floor_of(dense.best[::2])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -121,7 +129,7 @@ def test_the_mix_is_never_worse_on_these_clicks_than_either_alone(seed: int) -> 
     log, rng = Log(seed), np.random.default_rng(seed)
     dense, lexical = log.said()
     gains = [rng.random(len(rows)) * (rng.random(len(rows)) < 0.5) for rows in log.rows]
-    tuned = tune(dense, lexical, log.rows, gains)
+    tuned = tune(dense, lexical, log.rows, gains, untrained=UNTRAINED)
     assert set(tuned.figures) == set(WEIGHTS)
     best_alone = max(tuned.figures[0.0], tuned.figures[1.0])
     assert tuned.figures[tuned.dense_weight] >= best_alone
@@ -135,7 +143,7 @@ def test_too_few_clicks_leave_the_default() -> None:
     dense, lexical = log.said()
     gains = gains_by(dense.scores)
     few = [gain * (number < MIN_QUERIES - 1) for number, gain in enumerate(gains)]
-    tuned = tune(dense, lexical, log.rows, few)
+    tuned = tune(dense, lexical, log.rows, few, untrained=UNTRAINED)
     assert (tuned.dense_weight, tuned.num_queries) == (DEFAULT_DENSE_WEIGHT, MIN_QUERIES - 1)
-    none = tune(ShownScores([], np.array([])), ShownScores([], np.array([])), [], [])
+    none = tune(*[ShownScores([], np.array([]))] * 2, [], [], untrained=np.array([], np.bool_))
     assert (none.dense_weight, none.figures, none.num_queries) == (DEFAULT_DENSE_WEIGHT, {}, 0)

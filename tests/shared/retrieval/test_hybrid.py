@@ -11,6 +11,8 @@ from shared.retrieval.hybrid import (
     MIN_QUERIES,
     WEIGHTS,
     _choose,
+    _flatten,
+    _log_likelihood,
     combine,
     fuse,
     reciprocal_rank_fusion,
@@ -281,31 +283,76 @@ def test_the_scale_is_that_of_the_whole_catalog_not_of_what_was_shown():
     )
     right = [weight for weight, figure in tuned.figures.items() if figure == 1.0]
     assert right == list(WEIGHTS[10:])
-    assert tuned.dense_weight == DEFAULT_DENSE_WEIGHT  # of equals the nearest to the default
+    assert tuned.dense_weight in right
 
 
 def test_the_choice_by_hand():
-    assert DEFAULT_DENSE_WEIGHT == 0.6
     figures = {0.0: 0.70, 0.25: 0.72, 0.5: 0.69, 0.75: 0.71, 1.0: 0.60}
-    # 0.5 is not surely worse than 0.25, but it is worse here than BM25 alone.
-    assert _choose(figures, {0.0, 0.25, 0.5, 0.75}) == 0.75
-    assert _choose({**figures, 0.5: 0.70}, {0.0, 0.25, 0.5, 0.75}) == 0.5
-    assert _choose(figures, {0.0, 0.25, 0.5}) == 0.25
-    assert _choose(figures, {0.25}) == 0.25
+    # 0.5 is the likeliest, but worse here than BM25 alone.
+    likelihood = {0.0: -9.0, 0.25: -5.0, 0.5: -3.0, 0.75: -4.0, 1.0: -3.5}
+    assert _choose(figures, likelihood) == 0.75
+    assert _choose({**figures, 0.5: 0.70}, likelihood) == 0.5
+    assert _choose({**figures, 0.25: 0.1, 0.75: 0.1}, likelihood) == 0.0
 
 
-def test_of_two_weights_as_near_to_the_default_the_better_one_is_chosen():
-    figures = {0.0: 0.1, 0.55: 0.7, 0.65: 0.8, 1.0: 0.1}
-    assert _choose(figures, {0.55, 0.65}) == 0.65
-    assert _choose({**figures, 0.55: 0.8}, {0.55, 0.65}) == 0.55
+def test_of_equally_likely_weights_the_nearest_to_the_default_is_chosen():
+    assert DEFAULT_DENSE_WEIGHT == 0.6
+    equal = {0.0: 0.5, 0.35: 0.5, 0.7: 0.5, 1.0: 0.5}
+    assert _choose(equal, dict.fromkeys(equal, -2.0)) == 0.7
 
 
-def test_more_queries_are_needed_to_leave_the_default_far_behind():
-    few = tune_dense_weight(**clicks(2, num_queries=40, dense_helps=3.0))
-    many = tune_dense_weight(**clicks(2, num_queries=2000, dense_helps=3.0))
-    best = {name: max(t.figures, key=t.figures.get) for name, t in (("few", few), ("many", many))}
-    assert abs(few.dense_weight - DEFAULT_DENSE_WEIGHT) < abs(best["few"] - DEFAULT_DENSE_WEIGHT)
-    assert abs(many.dense_weight - best["many"]) <= 0.05 + 1e-9
+def shoppers(seed, *, num_queries, weight, steepness):
+    """Shown products, and clicks that follow the fused score at a known weight and steepness."""
+    shown, rng = clicks(seed, num_queries=num_queries), np.random.default_rng(seed)
+    for number, rows in enumerate(shown["rows"]):
+        scores = combine(
+            shown["dense"][number],
+            shown["lexical"][number],
+            dense_max=shown["dense_max"][number],
+            lexical_max=shown["lexical_max"][number],
+            dense_weight=weight,
+        )
+        odds = np.exp(steepness * scores)
+        shown["gains"][number] = rng.multinomial(1, odds / odds.sum()).astype(np.float64)
+        assert len(rows) == len(scores)
+    return shown
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.8])
+def test_the_weight_that_shoppers_clicked_by_is_found(weight):
+    shown = shoppers(4, num_queries=4000, weight=weight, steepness=12.0)
+    assert tune_dense_weight(**shown).dense_weight == pytest.approx(weight, abs=0.051)
+
+
+@given(st.integers(0, 1000), st.sampled_from(WEIGHTS))
+def test_the_likelihood_is_the_best_of_any_steepness(seed, weight):
+    shown = clicks(seed, num_queries=5)
+    flat = _flatten(**shown)
+    scores = [
+        combine(dense, lexical, dense_max=most, lexical_max=words, dense_weight=weight)
+        for dense, lexical, most, words in zip(
+            *(shown[name] for name in ("dense", "lexical", "dense_max", "lexical_max")), strict=True
+        )
+    ]
+    tried = [
+        sum(
+            gains @ (s * score - np.log(np.exp(s * score).sum()))
+            for gains, score in zip(shown["gains"], scores, strict=True)
+        )
+        for s in np.linspace(0, 128, 1025)
+    ]
+    found = _log_likelihood(flat)[weight]
+    assert max(tried) <= found + 1e-9
+    assert found == pytest.approx(max(tried), rel=0.01)
+
+
+def test_a_few_dozen_queries_tell_the_better_ranker():
+    """At each of ten logs of 30 queries the weight lies on the side of the one that knows more."""
+    for seed in range(10):
+        by_dense = shoppers(seed, num_queries=30, weight=0.95, steepness=40.0)
+        by_words = shoppers(seed, num_queries=30, weight=0.05, steepness=40.0)
+        dense, words = (tune_dense_weight(**log).dense_weight for log in (by_dense, by_words))
+        assert words < 0.5 < dense
 
 
 @pytest.mark.parametrize("num_queries", [0, 1, MIN_QUERIES - 1])
