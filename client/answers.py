@@ -40,6 +40,7 @@ def _train(worker: Worker, content: RecordDict) -> RecordDict:
     trained = worker.train(asked.adapter, asked.config, asked.server_round, purpose=asked.purpose)
     return wire.train_reply(
         trained.update,
+        encoding=asked.config.update_encoding,
         num_examples=trained.num_examples,
         loss=trained.loss,
         seconds=trained.seconds,

@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from client.clicks import Examples, ValidationSet, make_examples, make_validation_set, split_by_time
 from client.decisions import newest_decision
 from client.evaluation import compare, evaluate
+from client.feedback import Feedback
 from client.known_items import known_items_of
 from client.region import Region, open_region, read_clicks
 from client.training import OnStep, TrainingData, make_training_data, train
 from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
 from shared.adapter import Adapter, schema_hash, subtract
-from shared.config import TrainConfig
+from shared.compression import rounded
+from shared.config import FLOAT32, TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
 from shared.encoders.prefix_cache import (
     TextPrefixes,
@@ -48,7 +50,7 @@ class Trained:
     """What one round of local training gave.
 
     Attributes:
-        update: adapter after minus adapter before.
+        update: adapter after minus adapter before, as it arrives at headquarters.
         num_examples: trained on.
         loss: mean over the steps, nats.
         seconds: of training, activations already kept.
@@ -240,7 +242,8 @@ class Worker:
         loss = train(self.encoder, data, config, seed=seed, on_step=self.on_step)
         update = subtract(self.encoder.adapter(), adapter)
         seconds = time.perf_counter() - start
-        return Trained(update, len(data.examples.weight), loss, seconds)
+        sent = self._sent(update, config.update_encoding, server_round, purpose=purpose)
+        return Trained(sent, len(data.examples.weight), loss, seconds)
 
     def evaluate(self, adapter: Adapter) -> tuple[int, dict[str, float]]:
         """Number of validation queries, and mean metrics of `adapter` over them."""
@@ -327,6 +330,18 @@ class Worker:
     @cached_property
     def _gate_words(self) -> ShownScores:
         return lexical_scores(self.lexical, self.gate.queries, self.gate.rows)
+
+    def _sent(self, update: Adapter, encoding: str, server_round: int, *, purpose: str) -> Adapter:
+        """What arrives of an update; what rounding takes from it goes into the next round's."""
+        if encoding == FLOAT32:
+            return update
+        if purpose != ROUND:
+            return rounded(update, encoding)
+        feedback = Feedback(self.region.state)
+        whole = feedback.added(update, server_round)
+        sent = rounded(whole, encoding)
+        feedback.keep(subtract(whole, sent), server_round)
+        return sent
 
     def _require_consent(self, key: str, given: bool) -> None:
         if not given:

@@ -125,7 +125,11 @@ def _update_check(
 ) -> Callable[[RecordDict], tuple[wire.TrainReply, str]]:
     return lambda content: (
         wire.read_train_reply(
-            content, sent, max_examples=config.max_examples, max_norm=config.max_update_norm
+            content,
+            sent,
+            encoding=config.update_encoding,
+            max_examples=config.max_examples,
+            max_norm=config.max_update_norm,
         ),
         digest(content),
     )

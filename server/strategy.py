@@ -158,7 +158,11 @@ class CheckedFedAvg(FedAvg):
     def _checked_update(self, content: RecordDict) -> RecordDict:
         config = self._config
         reply = wire.read_train_reply(
-            content, self._sent, max_examples=config.max_examples, max_norm=config.max_update_norm
+            content,
+            self._sent,
+            encoding=config.update_encoding,
+            max_examples=config.max_examples,
+            max_norm=config.max_update_norm,
         )
         self.record.uplink_bytes += wire.record_bytes(content)
         return wire.aggregation_record(add(self._sent, reply.update), reply)

@@ -17,6 +17,7 @@ from shared.errors import ConfigError
 
 RUN_CONFIG_VARIABLE = "FEDSHELF_RUN_CONFIG"
 TASKS = ("train", "matrix")
+FLOAT32, FLOAT16, INT8 = ENCODINGS = ("float32", "float16", "int8")  # see `shared.compression`
 _NO_KNOBS = ("run-dir", "task", "gate", "num-rounds", "seed")  # an option says it, or nobody may
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -37,6 +38,7 @@ class TrainConfig:
         alignment_weight: weight of the image-text term.
         anchor_weight: weight of the drift term, which holds texts near where the base puts them.
         known_item_weight: weight of the term for words of the catalog's own titles.
+        update_encoding: how the update crosses the wire; see `shared.compression`.
     """
 
     seed: int
@@ -48,6 +50,7 @@ class TrainConfig:
     alignment_weight: float
     anchor_weight: float
     known_item_weight: float
+    update_encoding: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class FederationConfig:
     alignment_weight: float
     anchor_weight: float
     known_item_weight: float
+    update_encoding: str
     gate: bool
     gate_tolerance: float
     gate_confidence: float
@@ -189,6 +193,8 @@ def _check_ranges(config: FederationConfig) -> None:
             _require(math.isfinite(getattr(config, name)), config, name, "must be finite")
     _require(0 < config.quorum <= 1, config, "quorum", "must be in (0, 1]")
     _require(config.task in TASKS, config, "task", f"must be one of {', '.join(TASKS)}")
+    encodings = f"must be one of {', '.join(ENCODINGS)}"
+    _require(config.update_encoding in ENCODINGS, config, "update_encoding", encodings)
     confidence = config.gate_confidence
     _require(0.5 < confidence < 1, config, "gate_confidence", "must be in (0.5, 1)")
     _require(config.gate_min_queries >= 2, config, "gate_min_queries", "must be 2 or more")

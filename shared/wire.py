@@ -13,14 +13,17 @@ from typing import Any, get_type_hints
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.adapter import Adapter, norm
-from shared.config import TrainConfig
+from shared.compression import MAX_SCALE, compress, expand
+from shared.config import ENCODINGS, INT8, TrainConfig
 from shared.errors import WireError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # as Flower's strategies name them
+SCALES = "scales"
 NUM_EXAMPLES = "num-examples"
 DESCRIBE = "query.describe"
 ROUND, LOCAL = TRAIN_PURPOSES = ("round", "local")
@@ -217,6 +220,8 @@ def read_train_request(content: RecordDict) -> TrainRequest:
     if purpose not in TRAIN_PURPOSES:
         raise WireError(f"train message: purpose is none of {', '.join(TRAIN_PURPOSES)}")
     _check_types("train message", values, TrainConfig)
+    if values["update_encoding"] not in ENCODINGS:
+        raise WireError(f"train message: update-encoding is none of {', '.join(ENCODINGS)}")
     adapter = decode_adapter(_arrays(content))
     return TrainRequest(adapter, TrainConfig(**values), server_round, purpose)
 
@@ -231,22 +236,39 @@ def _check_texts(values: Mapping[str, Any]) -> None:
         raise WireError('description: "verdict" is none that is known')
 
 
-def train_reply(update: Adapter, *, num_examples: int, loss: float, seconds: float) -> RecordDict:
-    """A region's answer to a train message."""
+def train_reply(
+    update: Adapter, *, encoding: str, num_examples: int, loss: float, seconds: float
+) -> RecordDict:
+    """A region's answer to a train message.
+
+    Args:
+        update: what arrives is `shared.compression.rounded` of it.
+        encoding: as the message asked for.
+        num_examples: see `TrainReply`, like the rest.
+        loss: of training.
+        seconds: of training.
+    """
     metrics = _train_metrics(num_examples, loss, seconds)
-    return RecordDict({ARRAYS: encode_adapter(update), METRICS: metrics})
+    sent = {k: compress(v.detach().cpu().numpy(), encoding) for k, v in sorted(update.items())}
+    content = RecordDict({METRICS: metrics})
+    content[ARRAYS] = ArrayRecord({name: Array(values) for name, (values, _) in sent.items()})
+    if encoding == INT8:
+        scales = np.array([scale for _, scale in sent.values()], np.float32)
+        content[SCALES] = ArrayRecord({SCALES: Array(scales)})
+    return content
 
 
 def read_train_reply(
-    content: RecordDict, sent: Adapter, *, max_examples: int, max_norm: float
+    content: RecordDict, sent: Adapter, *, encoding: str, max_examples: int, max_norm: float
 ) -> TrainReply:
     """Check a region's update before it counts.
 
     Args:
         content: the reply.
-        sent: the adapter it was sent; names, shapes and dtypes must be the same.
+        sent: the adapter it was sent; names and shapes must be the same.
+        encoding: the one it was asked for; the dtype must be that.
         max_examples: a larger claim is refused: it would outweigh everyone.
-        max_norm: bound on the update's L2 norm.
+        max_norm: bound on the update's L2 norm, as it is after decoding.
 
     Raises:
         WireError: the reason, without quoting the reply.
@@ -255,9 +277,9 @@ def read_train_reply(
     num_examples = _count(metrics, max_examples)
     if num_examples == 0:
         raise WireError("num-examples is 0: nothing was trained on")
-    arrays = _arrays(content)
-    _check_arrays(arrays, sent)
-    update = decode_adapter(arrays)
+    values = _read_arrays(_arrays(content), {k: tuple(v.shape) for k, v in sent.items()}, encoding)
+    scales = _read_scales(content, values, encoding)
+    update = {name: torch.from_numpy(expand(values[name], scales[name])) for name in values}
     size = norm(update)
     if not size <= max_norm:
         raise WireError(f"update norm {size:.3g} is above the bound {max_norm:.3g}")
@@ -390,24 +412,51 @@ def record_bytes(content: RecordDict) -> int:
     )
 
 
-def _check_arrays(arrays: ArrayRecord, sent: Adapter) -> None:
-    """Same names, shapes and dtypes as what was sent, every value finite."""
-    if arrays.keys() != sent.keys():
-        missing, extra = len(sent.keys() - arrays.keys()), len(arrays.keys() - sent.keys())
+def _read_arrays(
+    arrays: ArrayRecord, shapes: Mapping[str, tuple[int, ...]], dtype: str
+) -> dict[str, NDArray[Any]]:
+    """The named arrays, sorted: all there, none else, of these shapes and dtype, every one finite.
+
+    Raises:
+        WireError: the reason.
+    """
+    if arrays.keys() != shapes.keys():
+        missing, extra = len(shapes.keys() - arrays.keys()), len(arrays.keys() - shapes.keys())
         raise WireError(f"update has {missing} missing and {extra} unknown tensors")
-    for name, tensor in sent.items():
-        array = arrays[name]
-        found, expected = tuple(array.shape), tuple(tensor.shape)
-        if found != expected or array.dtype != "float32":
-            raise WireError(f"{name}: {array.dtype} {found}, expected float32 {expected}")
-        try:
-            values = array.numpy()
-        except Exception as error:  # the bytes are the region's; anything may be in them
-            raise WireError(f"{name}: unreadable array ({type(error).__name__})") from None
-        if values.shape != expected or values.dtype != np.float32:
-            raise WireError(f"{name}: its bytes do not fit its header")
-        if not np.isfinite(values).all():
-            raise WireError(f"{name}: not finite")
+    return {name: _read_array(name, arrays[name], shapes[name], dtype) for name in sorted(shapes)}
+
+
+def _read_array(name: str, array: Array, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    found = tuple(array.shape)
+    if found != shape or array.dtype != dtype:
+        raise WireError(f"{name}: {array.dtype} {found}, expected {dtype} {shape}")
+    try:
+        values = array.numpy()
+    except Exception as error:  # the bytes are the region's; anything may be in them
+        raise WireError(f"{name}: unreadable array ({type(error).__name__})") from None
+    if values.shape != shape or values.dtype != np.dtype(dtype):
+        raise WireError(f"{name}: its bytes do not fit its header")
+    if not np.isfinite(values).all():
+        raise WireError(f"{name}: not finite")
+    return values
+
+
+def _read_scales(content: RecordDict, names: Iterable[str], encoding: str) -> dict[str, float]:
+    """The scale of each tensor of an update, 1 where none are sent.
+
+    Raises:
+        WireError: they are missing, of another form, or no scales.
+    """
+    names = list(names)
+    if encoding != INT8:
+        return dict.fromkeys(names, 1.0)
+    record = content.get(SCALES)
+    if not isinstance(record, ArrayRecord):
+        raise WireError(f'the message has no array record "{SCALES}"')
+    scales = _read_arrays(record, {SCALES: (len(names),)}, "float32")[SCALES]
+    if not ((scales > 0) & (scales <= MAX_SCALE)).all():
+        raise WireError(f"{SCALES}: one is not above 0, or too large to be one")
+    return dict(zip(names, scales.tolist(), strict=True))
 
 
 def _check_types(where: str, values: Mapping[str, Any], form: type) -> None:

@@ -111,7 +111,13 @@ class SmallRegion:
         if kind == "train":
             train = wire.read_train_request(content)
             update = {name: torch.full_like(old, STEP) for name, old in train.adapter.items()}
-            reply = wire.train_reply(update, num_examples=4, loss=1.0, seconds=0.0)
+            reply = wire.train_reply(
+                update,
+                encoding=train.config.update_encoding,
+                num_examples=4,
+                loss=1.0,
+                seconds=0.0,
+            )
             return Asked(train.purpose, train), reply
         request = wire.read_evaluate_request(content)
         mine = self.ndcg(request.adapter)

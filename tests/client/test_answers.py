@@ -9,6 +9,7 @@ from small_world import federation, prepare_run, write_fashion
 from client.answers import answer
 from client.worker import Worker, forget_workers, get_worker
 from shared import wire
+from shared.config import INT8
 from shared.errors import WireError
 
 
@@ -36,7 +37,7 @@ def test_it_trains(worker: Worker, run: Path) -> None:
     adapter, config = worker.encoder.adapter(), federation(run).train_config(1)
     request = wire.train_request(wire.encode_adapter(adapter), config, 1)
     reply = wire.read_train_reply(
-        answer(worker, "train", request), adapter, max_examples=10**6, max_norm=100
+        answer(worker, "train", request), adapter, encoding=INT8, max_examples=10**6, max_norm=100
     )
     trained = worker.train(adapter, config, 1)
     assert (reply.num_examples, reply.loss) == (trained.num_examples, trained.loss)

@@ -26,6 +26,7 @@ from client.worker import Worker, forget_workers, get_worker
 from shared import wire
 from shared.adapter import Adapter
 from shared.audit import AuditLog, read_audit
+from shared.config import INT8
 from shared.envelope import pack
 from shared.errors import ConfigError, FederationError, FedshelfError, WireError
 from shared.exchanges import digest
@@ -554,5 +555,8 @@ def test_a_restart_in_the_middle_of_a_training_is_survived(
         finally:
             first.kill()
     trained = worker.train(adapter, federation(run).train_config(1), 1)
-    update = wire.read_train_reply(forwarded, adapter, max_examples=10**6, max_norm=100).update
+    answer = wire.read_train_reply(
+        forwarded, adapter, encoding=INT8, max_examples=10**6, max_norm=100
+    )
+    update = answer.update
     assert all((update[name] == trained.update[name]).all() for name in adapter)

@@ -30,6 +30,7 @@ from client.worker import forget_workers
 from server.history import History
 from shared import wire
 from shared.adapter import Adapter
+from shared.config import INT8
 from shared.encoders.encoder import load_encoder
 from shared.envelope import pack, unpack
 from shared.errors import ConfigError
@@ -293,7 +294,7 @@ def assert_at_work(stage: Stage, worker: subprocess.Popen[bytes]) -> None:
     config = federation(stage.run).train_config(1)
     request = wire.train_request(wire.encode_adapter(stage.adapter), config, 1)
     reply = wire.read_train_reply(
-        stage.ask("train", request), stage.adapter, max_examples=10**6, max_norm=100
+        stage.ask("train", request), stage.adapter, encoding=INT8, max_examples=10**6, max_norm=100
     )
     assert reply.num_examples == description.num_examples
     assert worker.poll() is None

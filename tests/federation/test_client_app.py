@@ -24,8 +24,9 @@ from client.worker import Worker, get_worker
 from server.app import run_rounds
 from server.history import History
 from shared import wire
-from shared.adapter import schema_hash
+from shared.adapter import Adapter, schema_hash
 from shared.audit import read_audit
+from shared.config import INT8
 from shared.envelope import pack, unpack
 from shared.errors import ConfigError
 from shared.exchanges import compare_logs, digest
@@ -84,11 +85,15 @@ def test_a_region_describes_itself_by_counts(run: Path, workers: list[Worker]) -
     assert description.schema_hash == schema_hash(History(run / "headquarters").adapter(0))
 
 
+def read_update(content: RecordDict, sent: Adapter) -> wire.TrainReply:
+    return wire.read_train_reply(content, sent, encoding=INT8, max_examples=10**6, max_norm=100)
+
+
 def test_a_region_trains_and_evaluates_as_its_worker_does(run: Path, workers: list[Worker]) -> None:
     adapter, config = History(run / "headquarters").adapter(0), federation(run).train_config(1)
     arrays = wire.encode_adapter(adapter)
     reply = ask(wire.train_request(arrays, config, 1), "train", run)
-    answer = wire.read_train_reply(reply.content, adapter, max_examples=10**6, max_norm=100)
+    answer = read_update(reply.content, adapter)
     trained = workers[0].train(adapter, config, 1)
     assert answer.loss == trained.loss
     assert answer.num_examples == trained.num_examples
@@ -184,10 +189,7 @@ def test_a_forwarded_message_is_answered_as_in_process(run: Path, socket: Path) 
     adapter, config = History(run / "headquarters").adapter(0), federation(run).train_config(1)
     request = wire.train_request(wire.encode_adapter(adapter), config, 1)
     replies = [forwarded(request, "train", socket), ask(request, "train", run)]
-    there, here = (
-        wire.read_train_reply(reply.content, adapter, max_examples=10**6, max_norm=100)
-        for reply in replies
-    )
+    there, here = (read_update(reply.content, adapter) for reply in replies)
     assert all((there.update[name] == here.update[name]).all() for name in adapter)
 
 
@@ -237,7 +239,7 @@ def test_the_forwarders_process_imports_nothing_heavy(
     command = [sys.executable, "-c", FORWARDER, "train", tmp_path / "message", socket]
     subprocess.run(command, cwd=ROOT, check=True)
     reply = unpack((tmp_path / "message").read_bytes(), max_bytes=2**28)
-    assert wire.read_train_reply(reply, adapter, max_examples=10**6, max_norm=100).num_examples > 0
+    assert read_update(reply, adapter).num_examples > 0
 
 
 # -- the audit logs of both sides ------------------------------------------------------------------

@@ -16,7 +16,7 @@ from server.strategy import CheckedFedAvg
 from server.traffic import Traffic
 from shared import wire
 from shared.adapter import Adapter, add
-from shared.config import parse_run_config
+from shared.config import FLOAT32, parse_run_config
 from shared.errors import FederationError
 from simulations.engine import LocalGrid
 
@@ -67,7 +67,7 @@ def update_of(name: str) -> Adapter:
 def good(name: str, num_examples: int | None = None) -> Region:
     count = COUNTS[name] if num_examples is None else num_examples
     return lambda sent: wire.train_reply(
-        update_of(name), num_examples=count, loss=float(count), seconds=0.1
+        update_of(name), encoding=FLOAT32, num_examples=count, loss=float(count), seconds=0.1
     )
 
 
@@ -89,7 +89,8 @@ def run(
 
     grid = Grid(list(regions.values()), tamper)
     cohort = dict(zip(grid.get_node_ids(), regions, strict=True))
-    config = parse_run_config({key.replace("_", "-"): value for key, value in knobs.items()})
+    given = {key.replace("_", "-"): value for key, value in knobs.items()}
+    config = parse_run_config({"update-encoding": FLOAT32, **given})
     strategy = CheckedFedAvg(config, meet=lambda _: Meeting(cohort), offset=offset, on_round=keep)
     strategy.start(
         grid,
@@ -147,7 +148,7 @@ def test_examples_split_over_two_equal_regions_change_nothing() -> None:
 
 def test_regions_that_learn_nothing_return_what_was_sent() -> None:
     still = {key: torch.zeros_like(value) for key, value in SENT.items()}
-    lazy = wire.train_reply(still, num_examples=1, loss=0.0, seconds=0.0)
+    lazy = wire.train_reply(still, encoding=FLOAT32, num_examples=1, loss=0.0, seconds=0.0)
     _, (mean,) = run({"east": lambda sent: lazy})
     assert equal(mean, SENT)
 
@@ -157,7 +158,7 @@ def test_regions_that_learn_nothing_return_what_was_sent() -> None:
 
 def with_update(change: Callable[[Adapter], Adapter]) -> Region:
     return lambda sent: wire.train_reply(
-        change(update_of("south")), num_examples=7, loss=7.0, seconds=0.1
+        change(update_of("south")), encoding=FLOAT32, num_examples=7, loss=7.0, seconds=0.1
     )
 
 
@@ -384,7 +385,14 @@ def test_every_region_is_sent_the_adapter_the_round_and_its_learning_rate() -> N
             requests.extend(message.content for message in messages)
             return super().push_messages(messages)
 
-    config = parse_run_config({"num-rounds": 2, "learning-rate": 0.4, "final-learning-rate": 0.1})
+    config = parse_run_config(
+        {
+            "num-rounds": 2,
+            "update-encoding": FLOAT32,
+            "learning-rate": 0.4,
+            "final-learning-rate": 0.1,
+        }
+    )
     grid = Recorder([good("east"), good("north")])
     cohort = dict(zip(grid.get_node_ids(), NAMES, strict=False))
     meeting = Meeting(cohort)

@@ -14,7 +14,8 @@ from shared.errors import WireError
 from shared.exchanges import compare_logs, digest, exchange_facts
 
 REQUEST = wire.describe_request()
-REPLY = wire.train_reply({"a": torch.ones(3)}, num_examples=4, loss=0.5, seconds=0.25)
+TRAINED: dict[str, Any] = {"encoding": "float32", "num_examples": 4, "loss": 0.5, "seconds": 0.25}
+REPLY = wire.train_reply({"a": torch.ones(3)}, **TRAINED)
 
 
 def entries(path: Path, *facts: dict[str, Any]) -> list[AuditEntry]:
@@ -47,9 +48,7 @@ def test_both_sides_name_a_message_alike() -> None:
 
 
 def test_one_number_more_or_less_is_another_message() -> None:
-    other = wire.train_reply(
-        {"a": torch.tensor([1.0, 1.0, 1.0 + 2**-23])}, num_examples=4, loss=0.5, seconds=0.25
-    )
+    other = wire.train_reply({"a": torch.tensor([1.0, 1.0, 1.0 + 2**-23])}, **TRAINED)
     assert digest(other) != digest(REPLY)
 
 

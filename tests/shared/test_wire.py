@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from shared import wire
 from shared.adapter import Adapter, subtract
-from shared.config import parse_run_config
+from shared.compression import rounded
+from shared.config import ENCODINGS, FLOAT16, FLOAT32, INT8, parse_run_config
 from shared.encoders.encoder import Encoder
 from shared.errors import WireError
 
@@ -35,11 +36,14 @@ def update() -> Adapter:
 
 
 def reply(update: Adapter, **changes: Any) -> RecordDict:
-    return wire.train_reply(update, **{"num_examples": 10, "loss": 1.5, "seconds": 0.1, **changes})
+    plain = {"encoding": FLOAT32, "num_examples": 10, "loss": 1.5, "seconds": 0.1}
+    return wire.train_reply(update, **{**plain, **changes})
 
 
-def read(content: RecordDict, sent: Adapter) -> wire.TrainReply:
-    return wire.read_train_reply(content, sent, max_examples=1000, max_norm=100.0)
+def read(content: RecordDict, sent: Adapter, encoding: str = FLOAT32) -> wire.TrainReply:
+    return wire.read_train_reply(
+        content, sent, encoding=encoding, max_examples=1000, max_norm=100.0
+    )
 
 
 def same(left: Adapter, right: Adapter) -> bool:
@@ -121,6 +125,68 @@ def test_bytes_are_those_of_the_values_and_a_header_each(sent: Adapter, update: 
 
 
 # -- a region's update -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_what_arrives_is_the_rounded_update(encoding: str, sent: Adapter, update: Adapter) -> None:
+    update = {name: tensor / 7 for name, tensor in update.items()}
+    arrived = read(reply(update, encoding=encoding), sent, encoding).update
+    assert same(arrived, rounded(update, encoding))
+    assert same(arrived, update) == (encoding == FLOAT32)
+
+
+def test_a_real_update_is_a_quarter_of_its_size(encoder: Encoder, trained: Adapter) -> None:
+    update = subtract(trained, encoder.adapter())
+    plain, small = (wire.record_bytes(reply(update, encoding=e)) for e in (FLOAT32, INT8))
+    count = sum(tensor.numel() for tensor in update.values())
+    headers = plain - 4 * count
+    # one more header, of the scales, which are 4 bytes each
+    assert small - count - 4 * len(update) == pytest.approx(headers, abs=200)
+
+
+@pytest.mark.parametrize("found", ENCODINGS)
+@pytest.mark.parametrize("asked", ENCODINGS)
+def test_another_encoding_than_was_asked_for_is_refused(
+    found: str, asked: str, sent: Adapter, update: Adapter
+) -> None:
+    content = reply(update, encoding=found)
+    if found == asked:
+        read(content, sent, asked)
+        return
+    with pytest.raises(WireError, match=f"a: {found} .*, expected {asked}"):
+        read(content, sent, asked)
+
+
+@pytest.mark.parametrize(
+    ("scales", "reason"),
+    [
+        (None, 'no array record "scales"'),
+        (np.ones(3, np.float32), r"scales: float32 \(3,\), expected float32 \(2,\)"),
+        (np.ones(2), "scales: float64"),
+        (np.array([1, np.nan], np.float32), "scales: not finite"),
+        (np.array([1, 0], np.float32), "scales: one is not above 0"),
+        (np.array([1, -1], np.float32), "scales: one is not above 0"),
+        (np.array([1, 1e38], np.float32), "scales: one is not above 0, or too large"),
+    ],
+)
+def test_malformed_scales_are_refused(
+    scales: np.ndarray[Any, Any] | None, reason: str, sent: Adapter, update: Adapter
+) -> None:
+    content = reply(update, encoding=INT8)
+    del content["scales"]
+    if scales is not None:
+        content["scales"] = ArrayRecord({"scales": Array(scales)})
+    with pytest.raises(WireError, match=reason):
+        read(content, sent, INT8)
+
+
+def test_half_precision_that_overflowed_on_the_way_is_refused(
+    sent: Adapter, update: Adapter
+) -> None:
+    content = reply(update, encoding=FLOAT16)
+    content["arrays"]["a"] = Array(np.full((3, 4), np.inf, np.float16))
+    with pytest.raises(WireError, match="a: not finite"):
+        read(content, sent, FLOAT16)
 
 
 def with_tensor(name: str, tensor: Tensor | None) -> Callable[[Adapter], RecordDict]:
