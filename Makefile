@@ -2,6 +2,7 @@
 # make deploy-demo   headquarters and three regions as real processes with TLS, start to finish
 # make test          style, types, tests
 # make test-e2e      real processes, users, namespaces and a browser; CI runs both
+# make bench RUN=DIR learning, encoding, rounds and start-up beside what a user would pick instead
 # make bench-search  search beside raw FAISS, bm25s and a plain pipeline: bench.json and a table
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 # Exactly one FAISS: the GPU build where a GPU answers.
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo deploy-demo test test-e2e test-slow bench-search constraints clean
+.PHONY: demo deploy-demo test test-e2e test-slow bench bench-search constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/fedshelf simulate --out runs/demo
@@ -28,6 +29,10 @@ test: $(VENV)/installed
 # a time: it is bound by the processor, since Flower starts a Python process for every message.
 test-e2e: $(VENV)/installed
 	$(BIN)/pytest -q -m "e2e and not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+
+# make bench RUN=DIR: of a folder that fedshelf simulate made
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks $(RUN)
 
 bench-search: $(VENV)/installed
 	$(BIN)/python -m benchmarks.search

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import click
 import typer
+import typer.core
 
 import client.cli
 import server.cli
@@ -16,6 +17,7 @@ import shared.cli
 import simulations.cli
 from shared.errors import FedshelfError
 
+typer.core.HAS_RICH = False  # plain help: to import what draws boxes takes as long as all the rest
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(simulations.cli.app)
 app.add_typer(client.cli.app)

@@ -18,6 +18,7 @@ from shared.durable import replace_file
 
 DENSE_TARGET: Final = 1.1  # of raw FAISS
 BUSY_LOAD: Final = 0.25  # other processes' load a core above which figures are marked
+_AT_LEAST = ("recall", "times")  # units of which more is better
 _PACKAGES = ("fedshelf", "faiss-cpu", "tantivy", "bm25s", "torch", "transformers", "numpy")
 
 
@@ -26,13 +27,13 @@ class Figure:
     """One line of the table.
 
     Attributes:
-        section: "dense", "lexical", "text query", "million" or "load".
+        section: what it belongs to, such as "dense" or "learning".
         name: what was measured.
         value: median over the rounds, or the one value there is.
-        unit: "ms", "1/s", "ratio", "s", "bytes", "recall" or "requests".
+        unit: "ms", "1/s", "ratio", "times", "s", "bytes", "recall", "nDCG", "cosine" or "requests".
         low: lower quartile; None where there were no rounds.
         high: upper quartile.
-        target: what it should be at most, or, of a recall, at least; None without one.
+        target: what it should be at most, or, of `_AT_LEAST`, at least; None without one.
     """
 
     section: str
@@ -48,7 +49,7 @@ class Figure:
         """Whether the target is met; None without one."""
         if self.target is None:
             return None
-        return self.value >= self.target if self.unit == "recall" else self.value <= self.target
+        return self.value >= self.target if self.unit in _AT_LEAST else self.value <= self.target
 
 
 @dataclass

@@ -223,7 +223,12 @@ def test_a_release_that_comes_into_use_meanwhile_answers(
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = ("torch", "faiss", "polars", "numpy", "transformers", "timm", "peft", "flwr")
-    code = f"import sys, client.cli; print([m for m in {heavy} if m in sys.modules])"
+    heavy = ("torch", "faiss", "polars", "numpy", "transformers", "timm", "peft", "flwr", "rich")
+    code = (
+        "import atexit, sys, fedshelf; sys.argv[1:] = ['--help']; "
+        f"atexit.register(lambda: print([m for m in {heavy} if m in sys.modules])); "
+        "fedshelf.main()"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert found.stdout.splitlines()[0].startswith("Usage: ")
+    assert found.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,68 @@
+"""`make bench` runs on a handful of products; no time is asserted, only what was measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.report import Report
+from benchmarks.startup import measure_startup
+from shared.errors import ConfigError
+
+
+@pytest.fixture
+def finished(run: Path) -> Path:
+    (run / "run.json").write_text(json.dumps({"seed": 7}))
+    return run
+
+
+def figures(finished: Path, section: str) -> dict[str, dict[str, Any]]:
+    out = finished / "bench.json"
+    main([str(finished), "--only", section, "--out", str(out), "--threads", "1"])
+    return {figure["name"]: figure for figure in json.loads(out.read_text())["figures"]}
+
+
+def test_encoding_gives_the_vectors_that_others_give(finished: Path) -> None:
+    found = figures(finished, "encoding")
+    for what in ("texts", "photos", "a catalog for a new release"):
+        assert found[f"{what}, least cosine between the two"]["value"] > 0.999
+    times = found["texts, fedshelf to sentence-transformers"]
+    assert times["unit"] == "times" and times["target"] == 2 and times["low"] <= times["high"]
+    assert times["met"] is (times["value"] >= 2)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's own
+def test_all_ways_of_learning_learn_and_are_measured_alike(finished: Path) -> None:
+    found = figures(finished, "learning")
+    ways = ("fedshelf", "fedshelf, texts", "sentence-transformers", "plain peft loop")
+    for way in ways:
+        assert found[f"{way}, examples"]["value"] > 0
+        assert 0 < found[f"{way}, nDCG@10 after 6 passes"]["value"] <= 1
+    pairs = [name for name in found if " to " in name]
+    assert len(pairs) == 4 and all(found[name]["target"] == 5 for name in pairs)
+
+
+def test_a_round_is_never_shorter_than_the_training_in_it(finished: Path) -> None:
+    before = sorted(path for path in finished.rglob("*") if "headquarters" in path.parts)
+    found = figures(finished, "rounds")
+    whole = found["2 regions, round / its local training"]
+    assert whole["low"] >= 1
+    assert whole["value"] >= found["2 regions, round / its local training and evaluation"]["value"]
+    sizes = [found[f"an update, {e}"]["value"] for e in ("float32", "float16", "int8")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sorted(path for path in finished.rglob("*") if "headquarters" in path.parts) == before
+
+
+def test_a_command_that_fails_is_no_measurement(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"search .* failed \(error: .*region.toml"):
+        measure_startup(Report({}, {}), tmp_path, rounds=5)
+
+
+def test_a_folder_that_is_no_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=f"error: {tmp_path}: no run; make it with"):
+        main([str(tmp_path)])
+    assert capsys.readouterr().out == ""
