@@ -30,6 +30,7 @@ CONFIG = TrainConfig(
     alignment_weight=0.1,
     anchor_weight=1.0,
     known_item_weight=0.3,
+    update_encoding="float32",
 )
 
 

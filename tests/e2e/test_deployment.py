@@ -8,7 +8,6 @@ import json
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,8 @@ import pytest
 from deployment import (
     KNOBS,
     Deployment,
-    Reference,
     leftovers,
-    make_reference,
-    open_folder,
     processes_of,
-    require_nginx,
     same,
     wait_until,
 )
@@ -40,18 +35,6 @@ SHARING = {
     "south": SharingConfig(matrix=True),
 }
 ROUNDS = 2
-
-
-@pytest.fixture(scope="module")
-def reference(fashion: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return make_reference(tmp_path_factory.mktemp("reference") / "run", fashion, regions=3)
-
-
-@pytest.fixture(scope="module")
-def deployment(reference: Reference) -> Iterator[Deployment]:
-    require_nginx()
-    with open_folder() as folder, Deployment(folder, reference) as deployment:
-        yield deployment
 
 
 def train(deployment: Deployment, *options: object, rounds: int, min_regions: int) -> Any:

@@ -23,14 +23,9 @@ from pathlib import Path
 import pytest
 from deployment import (
     Deployment,
-    Reference,
     assert_as_undisturbed,
-    assert_nothing_half_written,
     last_line,
     leftovers,
-    make_reference,
-    open_folder,
-    require_nginx,
     skip,
     wait_until,
 )
@@ -42,29 +37,14 @@ from server.training import Training
 from shared.audit import read_audit
 from shared.durable import replace_file
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(1200),
+    pytest.mark.usefixtures("opened", "nothing_half_written"),
+]
 
 VICTIM = "east"
 OTHERS = ["north", "south"]
-
-
-@pytest.fixture(scope="module")
-def reference(fashion: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return make_reference(tmp_path_factory.mktemp("reference") / "run", fashion, regions=3)
-
-
-@pytest.fixture(scope="module")
-def deployment(reference: Reference) -> Iterator[Deployment]:
-    require_nginx()
-    with open_folder() as folder, Deployment(folder, reference) as deployment:
-        deployment.open()
-        yield deployment
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_half_written(deployment: Deployment) -> Iterator[None]:
-    yield
-    assert_nothing_half_written(deployment)
 
 
 # -- full disks ------------------------------------------------------------------------------------

@@ -7,21 +7,14 @@ this process: bit for bit where no region was lost, without the lost one otherwi
 
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from deployment import (
     Daemon,
     Deployment,
-    Reference,
     Run,
     assert_as_undisturbed,
-    assert_nothing_half_written,
     last_line,
-    make_reference,
-    open_folder,
-    require_nginx,
     same,
     session_of,
     wait_until,
@@ -30,30 +23,15 @@ from deployment import (
 
 from server.training import Training
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(1200),
+    pytest.mark.usefixtures("opened", "nothing_half_written"),
+]
 
 VICTIM = "east"
 OTHERS = ["north", "south"]
 DIED = "ended as failed No heartbeat received from the task"  # Flower's word for a killed ServerApp
-
-
-@pytest.fixture(scope="module")
-def reference(fashion: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return make_reference(tmp_path_factory.mktemp("reference") / "run", fashion, regions=3)
-
-
-@pytest.fixture(scope="module")
-def deployment(reference: Reference) -> Iterator[Deployment]:
-    require_nginx()
-    with open_folder() as folder, Deployment(folder, reference) as deployment:
-        deployment.open()
-        yield deployment
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_half_written(deployment: Deployment) -> Iterator[None]:
-    yield
-    assert_nothing_half_written(deployment)
 
 
 def server_app(deployment: Deployment) -> int:

@@ -136,7 +136,8 @@ def test_every_round_is_told(result: dict[str, Any]) -> None:
         assert row.keys() == keys
         assert row["cohort"] == ["north", "south"]
         assert row["rejected"] == []
-        assert row["downlink_bytes"] == 2 * row["uplink_bytes"]  # to train and to evaluate
+        # float32, to train and to evaluate, against int8 (for tiny tensors the scales weigh)
+        assert 2 * 2 < row["downlink_bytes"] / row["uplink_bytes"] < 2 * 4
 
 
 def test_the_mean_is_that_of_the_regions(result: dict[str, Any]) -> None:
