@@ -1,6 +1,6 @@
 """How fast the rest is, in ratios to what a user would pick instead: `make bench RUN=DIR`.
 
-    python -m benchmarks RUN [--only learning encoding]
+    python -m benchmarks RUN [--only learning encoding] [--regions 4 256 10000]
 
 RUN is a folder that `fedshelf simulate` has made; its first region is the one that learns. Search
 has a benchmark of its own, `benchmarks.search`. Each comparison is interleaved and repeated in one
@@ -20,12 +20,13 @@ from benchmarks.encoding import measure_encoding
 from benchmarks.learning import measure_learning
 from benchmarks.report import Report, machine_facts, table
 from benchmarks.rounds import measure_rounds
+from benchmarks.simulation import TARGET_REGIONS, measure_simulation
 from benchmarks.startup import measure_startup
 from benchmarks.timing import MIN_ROUNDS
 from client.worker import get_worker
 from shared.errors import ConfigError, FedshelfError
 
-SECTIONS: Final = ("start-up", "encoding", "learning", "rounds")
+SECTIONS: Final = ("start-up", "encoding", "learning", "rounds", "simulation")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--rounds", type=int, default=MIN_ROUNDS, help=f"at least {MIN_ROUNDS}")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
+    sizes = "how many are simulated, one federation each"
+    parser.add_argument("--regions", nargs="+", type=int, default=[4, TARGET_REGIONS], help=sizes)
     try:
         _run(parser.parse_args(arguments))
     except FedshelfError as error:
@@ -60,15 +63,23 @@ def _run(given: argparse.Namespace) -> None:
 def _measure(section: str, report: Report, given: argparse.Namespace, region: Path) -> None:
     if section == "start-up":
         measure_startup(report, region, rounds=given.rounds)
-    elif section == "rounds":
+    elif section in ("rounds", "simulation"):
         with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-            measure_rounds(report, given.run, Path(scratch), rounds=given.rounds)
+            _measure_in(Path(scratch), section, report, given)
     else:
         worker, base = get_worker(region), given.run / "base"
         if section == "encoding":
             measure_encoding(report, worker, base, rounds=given.rounds, threads=given.threads)
         else:
             measure_learning(report, worker, base, rounds=given.rounds)
+
+
+def _measure_in(scratch: Path, section: str, report: Report, given: argparse.Namespace) -> None:
+    if section == "rounds":
+        measure_rounds(report, given.run, scratch, rounds=given.rounds)
+    else:
+        sizes, threads = given.regions, given.threads
+        measure_simulation(report, scratch, regions=sizes, rounds=given.rounds, threads=threads)
 
 
 def _facts(given: argparse.Namespace) -> dict[str, object]:

@@ -10,6 +10,7 @@ Flower starts a new Python process for every message; hence nothing heavy is imp
 """
 
 import logging
+from functools import cache
 from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -60,10 +61,15 @@ def region_folder(context: Context) -> Path:
         raise ConfigError(
             'run config: "run-dir" is empty; pass the folder "fedshelf simulate" made'
         )
-    folders = sorted(path.parent for path in Path(run_dir, "regions").glob("*/region.toml"))
+    folders = _simulated_regions(run_dir)
     if number >= len(folders):
         raise ConfigError(f"{run_dir}: node {number}, but only {len(folders)} regions")
     return folders[number]
+
+
+@cache  # once a process, not once a message: there may be thousands
+def _simulated_regions(run_dir: str) -> list[Path]:
+    return sorted(path.parent for path in Path(run_dir, "regions").glob("*/region.toml"))
 
 
 def _reply(message: Message, context: Context) -> Message:

@@ -355,7 +355,6 @@ def _device(facts: _Facts) -> Finding:
 
 def _base(facts: _Facts) -> Finding:
     config = _needed(facts.config, "configuration")
-    from shared.adapter import schema_hash
     from shared.encoders.encoder import load_encoder
 
     folder, expected = facts.folder / config.base.path, config.base.fingerprint
@@ -369,7 +368,7 @@ def _base(facts: _Facts) -> Finding:
     found = (
         f"{encoder.base.fingerprint[:12]} verified: {encoder.base.preset},"
         f" {encoder.dim:,} dimensions, {byte_size(folder_bytes(folder))};"
-        f" adapter of {numbers:,} numbers, schema {schema_hash(adapter)[:12]}"
+        f" adapter of {numbers:,} numbers, schema {encoder.schema[:12]}"
     )
     return Finding("ok", found)
 

@@ -25,7 +25,7 @@ from client.known_items import known_items_of
 from client.region import Region, open_region, read_clicks
 from client.training import OnStep, TrainingData, make_training_data, train
 from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
-from shared.adapter import Adapter, schema_hash, subtract
+from shared.adapter import Adapter, subtract
 from shared.compression import rounded
 from shared.config import FLOAT32, TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
@@ -41,8 +41,9 @@ from shared.retrieval.lexical import LexicalIndex, documents_of
 from shared.retrieval.manifest import read_pointer
 from shared.wire import LOCAL, MATRIX, PROTOCOL_VERSION, ROUND, Description, Difference
 
+MAX_WORKERS = 256  # that stay in one process; a simulation of more opens regions again
 _ENCODERS: dict[tuple[str, str], Encoder] = {}
-_WORKERS: dict[Path, "Worker"] = {}
+_WORKERS: dict[Path, "Worker"] = {}  # the one that was used last comes last
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,13 @@ class Trained:
 
 
 def get_worker(folder: Path) -> "Worker":
-    """The process's one worker of a region folder."""
+    """The process's one worker of a region folder; beyond `MAX_WORKERS` the oldest one goes."""
     key = folder.resolve()
-    if key not in _WORKERS:
-        _WORKERS[key] = Worker(open_region(key))
-    return _WORKERS[key]
+    worker = _WORKERS.pop(key, None)
+    _WORKERS[key] = worker = worker or Worker(open_region(key))
+    if len(_WORKERS) > MAX_WORKERS:
+        del _WORKERS[next(iter(_WORKERS))]
+    return worker
 
 
 def forget_workers() -> None:
@@ -209,7 +212,7 @@ class Worker:
             region=config.region,
             protocol_version=PROTOCOL_VERSION,
             base_fingerprint=self.encoder.base.fingerprint,
-            schema_hash=schema_hash(self.encoder.adapter()),
+            schema_hash=self.encoder.schema,
             num_products=self.region.catalog.height,
             num_examples=len(self.examples.weight),
             num_validation_queries=len(self.validation.queries),

@@ -142,7 +142,7 @@ def compare_in_regions(
         where=purpose,
         timeout_s=config.round_timeout_s,
     )
-    answers: dict[str, Any] = {region: passed[region][1][0] for region in sorted(passed)}
+    answers: dict[str, Any] = {region: passed[region][0] for region in sorted(passed)}
     differences = {
         number: {region: found[number] for region, (_, found) in answers.items()}
         for number in references
@@ -150,8 +150,6 @@ def compare_in_regions(
     metrics = {region: dict(reply.metrics) for region, (reply, _) in answers.items()}
     traffic = Traffic(
         sent={MessageType.EVALUATE: digest(request)},
-        received={
-            MessageType.EVALUATE: {region: found for region, (_, (_, found)) in passed.items()}
-        },
+        received={MessageType.EVALUATE: {region: found for region, (_, found) in passed.items()}},
     )
     return Comparison(differences, metrics, [*meeting.refused, *rejected], traffic)

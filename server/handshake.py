@@ -8,7 +8,7 @@ under, is refused by name and the rest go on.
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Error, Message
@@ -56,6 +56,7 @@ def handshake(grid: Grid, config: FederationConfig, fingerprint: str, schema: st
     answered = grid.send_and_receive(requests, timeout=config.describe_timeout_s)
     replies, given_up = of_regions(answered)
     descriptions: dict[int, wire.Description] = {}
+    taken: set[str] = set()
     silent = nodes.keys() - {reply.metadata.src_node_id for reply in replies}
     refused: dict[int, str] = dict.fromkeys(
         silent, why_silent(len(silent), given_up, timeout_s=config.describe_timeout_s)
@@ -65,8 +66,9 @@ def handshake(grid: Grid, config: FederationConfig, fingerprint: str, schema: st
         try:
             description = _description(reply)
             _require_same(description, fingerprint, schema)
-            _require_own_name(description.region, nodes.get(node, ""), descriptions.values())
+            _require_own_name(description.region, nodes.get(node, ""), taken)
             descriptions[node] = description
+            taken.add(description.region)
         except WireError as error:
             refused[node] = str(error)
     for node, reason in sorted(refused.items()):
@@ -155,10 +157,10 @@ def _description(reply: Message) -> wire.Description:
     return description
 
 
-def _require_own_name(region: str, admitted: str, others: Iterable[wire.Description]) -> None:
+def _require_own_name(region: str, admitted: str, taken: Container[str]) -> None:
     if admitted and admitted != region:
         raise WireError(f'its key was admitted as "{admitted}", it calls itself "{region}"')
-    if any(other.region == region for other in others):
+    if region in taken:
         raise WireError(f'region "{region}": another node has this name')
 
 

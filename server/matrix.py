@@ -109,14 +109,14 @@ def _train_alone(
             where=f'"{region}" alone, round {number}',
             timeout_s=config.round_timeout_s,
         )
-        answers = {name: found for name, (_, (_, found)) in updates.items()}
+        answers = {name: found for name, (_, found) in updates.items()}
         audit.matrix_trained(
             RoundRecord(number, cohort=[region], rejected=rejected),
             Traffic({MessageType.TRAIN: digest(request)}, {MessageType.TRAIN: answers}),
         )
         if region not in updates:
             return None
-        adapter = add(adapter, updates[region][1][0].update)
+        adapter = add(adapter, updates[region][0].update)
     return adapter
 
 

@@ -1,12 +1,18 @@
-"""Replies of a cohort: which count, and why the others do not."""
+"""Replies of a cohort: which count, and why the others do not.
+
+Replies are looked at one at a time and let go: what a round holds does not grow with its cohort,
+as long as the grid hands them over one at a time too.
+"""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 
-from server.handshake import failure_kind, of_regions, why_silent
+from server.handshake import failure_kind, why_silent
 from shared.errors import WireError
 
 log = logging.getLogger("fedshelf.server")
@@ -21,8 +27,10 @@ def sort_replies(
     *,
     where: str,
     timeout_s: float,
-) -> tuple[dict[str, tuple[Message, Checked]], list[dict[str, str]]]:
+) -> tuple[dict[str, Checked], list[dict[str, str]]]:
     """Part replies into those that pass a check and those that do not.
+
+    They are checked in the order of the regions' names, however they come.
 
     Args:
         replies: in any order; some may be missing, repeated or from strangers.
@@ -32,10 +40,11 @@ def sort_replies(
         timeout_s: how long was waited, for the message about silent regions.
 
     Returns:
-        Each passed reply with what `check` made of it, by region name; and region and reason of
-        every other reply, and of every silence. Both are logged.
+        What `check` made of each reply that passed, by region name; and region and reason of
+        every other reply, and of every silence. The latter are logged.
     """
-    passed: dict[str, tuple[Message, Checked]] = {}
+    passed: dict[str, Checked] = {}
+    given_up = 0
     rejected: list[dict[str, str]] = []
     silent = set(cohort.values())
 
@@ -43,8 +52,10 @@ def sort_replies(
         log.warning('%s: region "%s" rejected: %s', where, region, reason)
         rejected.append({"region": region, "reason": reason})
 
-    answers, given_up = of_regions(replies)
-    for message in answers:
+    for message in in_order(replies, cohort):
+        if message.metadata.src_node_id == SUPERLINK_NODE_ID:
+            given_up += 1
+            continue
         region = cohort.get(message.metadata.src_node_id)
         if region is None or region not in silent:
             reject(region or "unknown node", "a reply that nobody asked for")
@@ -53,9 +64,36 @@ def sort_replies(
         try:
             if message.has_error():
                 raise WireError(f"region failed: {failure_kind(message.error)}")
-            passed[region] = message, check(message.content)
+            passed[region] = check(message.content)
         except WireError as error:
             reject(region, str(error))
     for region in sorted(silent):
         reject(region, why_silent(len(silent), given_up, timeout_s=timeout_s))
     return passed, rejected
+
+
+def in_order(replies: Iterable[Message], cohort: Mapping[int, str]) -> Iterator[Message]:
+    """Replies in the order of the regions' names: sums of floats depend on it.
+
+    A reply that is early is held back until it is its region's turn; one from a node of which none
+    is due any more is handed on at once.
+
+    Args:
+        replies: in any order.
+        cohort: node id -> region name.
+    """
+    order = iter(sorted(cohort, key=lambda node: cohort[node]))
+    held: dict[int, list[Message]] = defaultdict(list)
+    due, turn = set(cohort), next(order, None)
+    for message in replies:
+        node = message.metadata.src_node_id
+        if node not in due:
+            yield message
+            continue
+        held[node].append(message)
+        while turn in held:
+            due.discard(turn)
+            yield from held.pop(turn)
+            turn = next(order, None)
+    for node in sorted(held, key=lambda node: cohort[node]):
+        yield from held[node]

@@ -1,13 +1,16 @@
 """FedAvg on adapters (arXiv:1602.05629, algorithm 1), with every reply checked before it counts.
 
 Flower averages what it is given: a NaN poisons the mean, a wrong shape broadcasts or crashes, a
-huge example count takes over. So nothing reaches `FedAvg.aggregate_train` that `shared.wire` has
-not passed. A bad reply is dropped and named; the round goes on with the rest if the quorum holds.
+huge example count takes over. So nothing reaches the mean that `shared.wire` has not passed. A bad
+reply is dropped and named; the round goes on with the rest if the quorum holds. Flower's own mean
+wants all replies at once; ours takes each as it is checked, so that memory does not grow with the
+cohort.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from flwr.app import (
     ArrayRecord,
@@ -20,6 +23,7 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from server.aggregation import WeightedMean
 from server.handshake import Meeting
 from server.history import RoundRecord
 from server.replies import sort_replies
@@ -29,6 +33,8 @@ from shared.adapter import Adapter, add
 from shared.config import FederationConfig
 from shared.errors import FederationError
 from shared.exchanges import digest
+
+Checked = TypeVar("Checked")
 
 
 class CheckedFedAvg(FedAvg):
@@ -53,7 +59,7 @@ class CheckedFedAvg(FedAvg):
         offset: int,
         on_round: Callable[[RoundRecord, Adapter, Traffic], None],
     ) -> None:
-        super().__init__(weighted_by_key=wire.NUM_EXAMPLES)
+        super().__init__()
         self._config, self._meet, self._offset = config, meet, offset
         self._on_round = on_round
         self._cohort: Mapping[int, str] = {}
@@ -82,13 +88,18 @@ class CheckedFedAvg(FedAvg):
         Raises:
             FederationError: fewer regions than the quorum answered well.
         """
-        checked = self._check(replies, MessageType.TRAIN, self._checked_update)
-        self._require_quorum(len(checked))
-        in_order = [checked[region] for region in sorted(checked)]  # float sums depend on order
-        arrays, metrics = super().aggregate_train(server_round, in_order)
-        if metrics is not None:
-            self.record.loss = float(str(metrics["loss"]))
-        return arrays, metrics
+        mean, losses = WeightedMean(), list[float]()
+
+        def count_in(content: RecordDict) -> None:
+            reply = self._checked_update(content)
+            mean.add(reply.update, reply.num_examples)
+            losses.append(reply.loss * reply.num_examples)
+
+        accepted = self._check(replies, MessageType.TRAIN, count_in)
+        self._require_quorum(len(accepted))
+        self.record.loss = sum(losses) / mean.weight
+        metrics = MetricRecord({"loss": self.record.loss})
+        return wire.encode_adapter(add(self._sent, mean.value())), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -101,13 +112,7 @@ class CheckedFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Keep each region's metrics; they are never averaged over counts."""
-        checked = self._check(replies, MessageType.EVALUATE, self._checked_evaluation)
-        self.record.validation = {
-            region: wire.read_evaluate_reply(
-                message.content, max_examples=self._config.max_examples
-            ).metrics
-            for region, message in sorted(checked.items())
-        }
+        self.record.validation = self._check(replies, MessageType.EVALUATE, self._checked_metrics)
         return None
 
     def evaluate_first(self, arrays: ArrayRecord, grid: Grid) -> None:
@@ -139,9 +144,9 @@ class CheckedFedAvg(FedAvg):
         ]
 
     def _check(
-        self, replies: Iterable[Message], kind: str, check: Callable[[RecordDict], RecordDict]
-    ) -> dict[str, Message]:
-        """Replies that pass, with what the check made of them, by region name."""
+        self, replies: Iterable[Message], kind: str, check: Callable[[RecordDict], Checked]
+    ) -> dict[str, Checked]:
+        """What the check makes of those replies that pass, by region name."""
         passed, rejected = sort_replies(
             replies,
             self._cohort,
@@ -150,12 +155,10 @@ class CheckedFedAvg(FedAvg):
             timeout_s=self._config.round_timeout_s,
         )
         self.record.rejected += rejected
-        self.traffic.received[kind] = {region: found for region, (_, (_, found)) in passed.items()}
-        for message, (content, _) in passed.values():
-            message.content = content
-        return {region: message for region, (message, _) in passed.items()}
+        self.traffic.received[kind] = {region: found for region, (_, found) in passed.items()}
+        return {region: found for region, (found, _) in passed.items()}
 
-    def _checked_update(self, content: RecordDict) -> RecordDict:
+    def _checked_update(self, content: RecordDict) -> wire.TrainReply:
         config = self._config
         reply = wire.read_train_reply(
             content,
@@ -165,11 +168,11 @@ class CheckedFedAvg(FedAvg):
             max_norm=config.max_update_norm,
         )
         self.record.uplink_bytes += wire.record_bytes(content)
-        return wire.aggregation_record(add(self._sent, reply.update), reply)
+        return reply
 
-    def _checked_evaluation(self, content: RecordDict) -> RecordDict:
-        wire.read_evaluate_reply(content, max_examples=self._config.max_examples)
-        return content
+    def _checked_metrics(self, content: RecordDict) -> dict[str, float]:
+        reply = wire.read_evaluate_reply(content, max_examples=self._config.max_examples)
+        return dict(reply.metrics)
 
     def _require_quorum(self, accepted: int) -> None:
         share = self._config.quorum * len(self._cohort)

@@ -10,6 +10,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -100,11 +101,15 @@ def default_run_config() -> dict[str, Any]:
     """The defaults, as the flat dictionary Flower calls a run config."""
     for folder in (_PACKAGE.parent, _PACKAGE):
         path = folder / "pyproject.toml"
-        if path.is_file():
-            tool = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
-            if "flwr" in tool:
-                return dict(tool["flwr"]["app"]["config"])
+        if path.is_file() and (found := _app_config(path)):
+            return dict(found)
     raise ConfigError(f"{_PACKAGE}: pyproject.toml is missing; install fedshelf again")
+
+
+@cache  # it is asked for with every message
+def _app_config(path: Path) -> dict[str, Any]:
+    tool = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
+    return dict(tool["flwr"]["app"]["config"]) if "flwr" in tool else {}
 
 
 def parse_run_config(run_config: Mapping[str, Any]) -> FederationConfig:

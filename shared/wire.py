@@ -287,12 +287,6 @@ def read_train_reply(
     return TrainReply(update, num_examples, loss, seconds)
 
 
-def aggregation_record(adapter: Adapter, reply: TrainReply) -> RecordDict:
-    """A checked reply in the form Flower's strategies average: weights, not updates."""
-    metrics = _train_metrics(reply.num_examples, reply.loss, reply.seconds)
-    return RecordDict({ARRAYS: encode_adapter(adapter), METRICS: metrics})
-
-
 def _train_metrics(num_examples: int, loss: float, seconds: float) -> MetricRecord:
     return MetricRecord({NUM_EXAMPLES: num_examples, "loss": loss, "seconds": seconds})
 

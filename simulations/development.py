@@ -32,8 +32,9 @@ from client.known_items import known_items_of, make_known_items
 from client.region import read_clicks
 from client.training import TrainingData, make_training_data, train
 from client.worker import Worker, get_worker
+from server.aggregation import WeightedMean
 from server.history import History
-from shared.adapter import Adapter, subtract
+from shared.adapter import Adapter, add, subtract
 from shared.config import TrainConfig, parse_knobs, parse_run_config
 from shared.encoders.encoder import Encoder
 from shared.encoders.presets import cache_root
@@ -192,14 +193,13 @@ def _round(
     number: int,
     adapter: Adapter,
 ) -> Adapter:
-    """FedAvg (McMahan et al. 2017): the mean of the updates, by examples."""
-    sizes = np.array([len(part.examples.weight) for part in data], np.float64)
-    mean = dict(adapter)
-    for worker, part, share in zip(workers, data, sizes / sizes.sum(), strict=True):
+    """One round of the federation, updates as they are."""
+    mean = WeightedMean()
+    for worker, part in zip(workers, data, strict=True):
         seed = [config.seed, number, *worker.region.config.region.encode()]
         update = _update(worker.encoder, part, config, seed, adapter)
-        mean = {key: mean[key] + float(share) * update[key] for key in mean}
-    return mean
+        mean.add(update, len(part.examples.weight))
+    return add(adapter, mean.value())
 
 
 def _update(

@@ -87,9 +87,9 @@ class LocalGrid(Grid):
         """Answer each message now; replies wait to be pulled."""
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = name = str(uuid.uuid4())
-            ids.append(name)
-            self._replies[name] = self._answer(message)
+            reply = self._answer(message)
+            ids.append(message.metadata.message_id)
+            self._replies[ids[-1]] = reply
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -99,10 +99,14 @@ class LocalGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Push and pull at once; nothing here can time out."""
-        return self.pull_messages(self.push_messages(messages))
+        """Answer each message when its reply is asked for, so that one is held at a time.
+
+        Nothing here can time out.
+        """
+        return map(self._answer, messages)
 
     def _answer(self, message: Message) -> Message:
+        message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
         context = self._contexts[message.metadata.dst_node_id]
         try:
             return self._app(copy.deepcopy(message), context)
@@ -150,12 +154,12 @@ def _run_flower(
     """Flower's Python API passes no run config on, so it goes through the environment."""
     from flwr.simulation import run_simulation
 
-    resources: dict[str, Any] = {
-        "client_resources": {"num_cpus": os.cpu_count() or 1, "num_gpus": 0.0}
-    }
+    # As many actors as there are cores for them.
+    threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+    resources: dict[str, Any] = {"client_resources": {"num_cpus": threads, "num_gpus": 0.0}}
     variables = {
         RUN_CONFIG_VARIABLE: json.dumps(dict(run_config)),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # else Ray gives a worker num_cpus
+        "OMP_NUM_THREADS": str(threads),
     }
     with _environment({**FLOWER_ENVIRONMENT, **variables}):
         run_simulation(server_app, client_app, nodes, backend_config=resources)

@@ -8,6 +8,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shared.adapter import Adapter, require_same_form
+from shared.adapter import Adapter, require_same_form, schema_hash
 from shared.encoders.base import BaseInfo, read_base
 from shared.encoders.fusion import Fusion, fuse
 from shared.encoders.image import ImageTower, load_pixels
-from shared.encoders.lora import load_lora_state, lora_state, reset_lora, save_lora
+from shared.encoders.lora import lora_factors, reset_lora, save_lora
 from shared.encoders.prefix_cache import ImagePrefixes, TextPrefixes
 from shared.encoders.text import TextTower
 from shared.errors import ConfigError, ReleaseError, WireError
@@ -90,6 +91,7 @@ class Encoder:
         self.fusion = Fusion(image_weight=base.image_weight, temperature=base.temperature)
         self.fusion.to(device)
         self.on_batch: Callable[[], None] = _go_on  # called between batches of a whole catalog
+        self._adapted = self._named_parameters()
         self.reset(seed=0)
 
     def replica(self) -> "Encoder":
@@ -114,11 +116,7 @@ class Encoder:
 
     def adapter(self) -> Adapter:
         """A copy of everything trainable, by name, float32 on the CPU."""
-        named = {f"text/{k}": v for k, v in lora_state(self.text.peft).items()}
-        named |= {f"image/{k}": v for k, v in lora_state(self.image.peft).items()}
-        fusion = self.fusion.state_dict()
-        named |= {f"fusion/{k}": v.detach().cpu().clone() for k, v in fusion.items()}
-        return dict(sorted(named.items()))
+        return {k: v.detach().cpu().float().clone() for k, v in self._adapted.items()}
 
     def load_adapter(self, adapter: Adapter) -> None:
         """Swap an adapter in, all of it or, where it does not fit, nothing of it.
@@ -126,15 +124,27 @@ class Encoder:
         Raises:
             WireError: a name or a shape is not this base's.
         """
-        require_same_form(adapter, self.adapter())
-        load_lora_state(self.text.peft, _part(adapter, "text/"))
-        load_lora_state(self.image.peft, _part(adapter, "image/"))
-        self.fusion.load_state_dict(_part(adapter, "fusion/"))
+        require_same_form(adapter, self._adapted)
+        with torch.no_grad():
+            for name, parameter in self._adapted.items():
+                parameter.copy_(adapter[name])
+
+    def _named_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything trainable itself, in name order."""
+        named = {f"text/{k}": v for k, v in lora_factors(self.text.peft).items()}
+        named |= {f"image/{k}": v for k, v in lora_factors(self.image.peft).items()}
+        named |= {f"fusion/{k}": v for k, v in self.fusion.named_parameters()}
+        return dict(sorted(named.items()))
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters an optimizer moves, in a fixed order."""
         modules = (self.text.peft, self.image.peft, self.fusion)
         return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+    @cached_property
+    def schema(self) -> str:
+        """`schema_hash` of every adapter of this base."""
+        return schema_hash(self.adapter())
 
     @property
     def digest(self) -> str:
@@ -281,7 +291,3 @@ def batches_by_length(lengths: NDArray[np.int64], batch: int = BATCH) -> list[ND
     """Row numbers in batches of similar length, so that little padding is computed."""
     order = np.argsort(lengths, kind="stable").astype(np.int64)
     return [order[start : start + batch] for start in range(0, len(order), batch)]
-
-
-def _part(adapter: Adapter, prefix: str) -> Adapter:
-    return {k.removeprefix(prefix): v for k, v in adapter.items() if k.startswith(prefix)}

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-
-from shared.adapter import require_same_form
 
 
 def lora_targets(model: nn.Module, frozen: Iterable[nn.Module]) -> list[str]:
@@ -84,29 +82,16 @@ def reset_lora(model: PeftModel, generator: torch.Generator) -> None:
         up.data.zero_()
 
 
-def lora_state(model: PeftModel) -> dict[str, Tensor]:
-    """Copies of the factors by peft's own names, on the CPU, float32."""
-    return {n: tensor.detach().cpu().float().clone() for n, tensor in _state_of(model).items()}
+def lora_factors(model: PeftModel) -> dict[str, nn.Parameter]:
+    """The factors themselves, by peft's own names.
 
-
-def _state_of(model: PeftModel) -> dict[str, Tensor]:
-    """By default peft looks for the base's config, on the disk and then on the hub, every time."""
-    state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return state
-
-
-def load_lora_state(model: PeftModel, state: dict[str, Tensor]) -> None:
-    """Put factors into the model in place.
-
-    Args:
-        model: from `attach_lora`.
-        state: exactly the names and shapes of `lora_state(model)`.
-
-    Raises:
-        WireError: a name is missing or unknown, or a shape differs.
+    peft walks the whole model to name them, which takes as long as a small step of training: who
+    swaps adapters asks once. By default it would also look for the base's config, on the disk and
+    then on the hub.
     """
-    require_same_form(state, _state_of(model))
-    set_peft_model_state_dict(model, state)
+    at = {parameter.data_ptr(): parameter for parameter in model.parameters()}
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: at[tensor.data_ptr()] for name, tensor in state.items()}
 
 
 def save_lora(model: PeftModel, folder: Path, *, base_name: str) -> None:
@@ -123,4 +108,5 @@ def save_lora(model: PeftModel, folder: Path, *, base_name: str) -> None:
     config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-    save_file(lora_state(model), folder / "adapter_model.safetensors")
+    factors = {n: factor.detach().cpu().float() for n, factor in lora_factors(model).items()}
+    save_file(factors, folder / "adapter_model.safetensors")

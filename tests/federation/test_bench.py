@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+import benchmarks.simulation
 from benchmarks.__main__ import main
 from benchmarks.report import Report
+from benchmarks.simulation import federate, make_run, measure_simulation
 from benchmarks.startup import measure_startup
+from server.history import History
 from shared.errors import ConfigError
 
 
@@ -53,6 +56,30 @@ def test_a_round_is_never_shorter_than_the_training_in_it(finished: Path) -> Non
     sizes = [found[f"an update, {e}"]["value"] for e in ("float32", "float16", "int8")]
     assert sizes == sorted(sizes, reverse=True)
     assert sorted(path for path in finished.rglob("*") if "headquarters" in path.parts) == before
+
+
+def test_both_engines_simulate_and_end_alike(tmp_path: Path) -> None:
+    report = Report({}, {})
+    measure_simulation(report, tmp_path, regions=[3], rounds=1, threads=1)
+    found = {figure.name: figure.value for figure in report.figures}
+    for engine in ("local", "flower"):
+        a_round = found[f"3 regions, {engine}, a client-round"] / 1e3 * 3
+        assert 0 < 2 * a_round < found[f"3 regions, {engine}"]
+    times = found["3 regions, flower"] / found["3 regions, local"]
+    assert found["3 regions, local to flower"] == pytest.approx(times)
+    history = History(tmp_path / "3" / "headquarters")
+    assert [len(record.cohort) for record in history.rounds()] == [3] * 4
+    assert all(record.rejected == [] for record in history.rounds())
+
+
+def test_more_regions_than_templates_are_regions_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks.simulation, "_TEMPLATES", 2)
+    run = make_run(tmp_path / "run", 5)
+    federate(run, "local", rounds=1)
+    last = History(run / "headquarters").rounds()[-1]
+    assert len(set(last.cohort)) == 5 and last.rejected == []
 
 
 def test_a_command_that_fails_is_no_measurement(tmp_path: Path) -> None:

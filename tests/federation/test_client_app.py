@@ -314,17 +314,17 @@ class Wiretap(LocalGrid):
 
     taken = b""
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        messages = list(messages)
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        messages = self._tapped(messages)
+        return self._tapped(super().send_and_receive(messages, timeout=timeout))
+
+    def _tapped(self, passing: Iterable[Message]) -> list[Message]:
+        messages = list(passing)
         self.taken += b"".join(message_to_proto(m).SerializeToString() for m in messages)
         self.taken += b"".join(_array_bytes(m) for m in messages)
-        return super().push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        replies = list(super().pull_messages(message_ids))
-        self.taken += b"".join(message_to_proto(m).SerializeToString() for m in replies)
-        self.taken += b"".join(_array_bytes(m) for m in replies)
-        return replies
+        return messages
 
 
 def _array_bytes(message: Message) -> bytes:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from small_world import run_config
 
+import client.worker
+from client.region import Region, open_region
+from client.worker import get_worker
 from server.history import History
 from shared.errors import ConfigError
 from simulations.engine import LocalGrid, run_engine
@@ -99,3 +102,57 @@ def test_an_app_that_fails_is_an_error_reply() -> None:
     (reply,) = grid.send_and_receive([Message(RecordDict(), 2, "query.unknown")])
     assert isinstance(reply.error, Error)
     assert reply.error.reason == "ValueError"
+
+
+# -- regions that do not stay open -----------------------------------------------------------------
+
+
+def test_a_region_that_was_closed_in_between_ends_with_the_same_adapter(
+    new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one of two workers, every message opens its region again."""
+    opened: list[Path] = []
+
+    def opening(folder: Path) -> Region:
+        opened.append(folder)
+        return open_region(folder)
+
+    monkeypatch.setattr(client.worker, "open_region", opening)
+    ends = []
+    for name, room in (("roomy", 2), ("tight", 1)):
+        monkeypatch.setattr(client.worker, "MAX_WORKERS", room)
+        run = new_run(name)
+        run_engine("local", run_config(run), num_regions=2)
+        ends.append(History(run / "headquarters").adapter(2))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    roomy = [folder for folder in opened if "roomy" in folder.parts]
+    assert len(roomy) == 2 and len(opened) - len(roomy) > 2 * 5
+
+
+def test_the_one_that_was_used_last_stays_open(
+    new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.worker, "MAX_WORKERS", 2)
+    folders = [new_run(name) / "regions" / "north" for name in ("a", "b", "c")]
+    first, second = get_worker(folders[0]), get_worker(folders[1])
+    assert get_worker(folders[0]) is first
+    get_worker(folders[2])  # "b" has to go
+    assert get_worker(folders[0]) is first
+    assert get_worker(folders[1]) is not second
+
+
+def test_a_reply_is_made_when_it_is_asked_for() -> None:
+    answered: list[int] = []
+    app = ClientApp()
+
+    @app.query("echo")
+    def echo(message: Message, context: Context) -> Message:
+        answered.append(int(context.node_config["partition-id"]))
+        return Message(message.content, reply_to=message)
+
+    grid = LocalGrid(app, 3, {})
+    messages = [Message(RecordDict(), node, "query.echo") for node in grid.get_node_ids()]
+    replies = iter(grid.send_and_receive(messages))
+    assert answered == []
+    reply = next(replies)
+    assert answered == [0] and reply.metadata.reply_to_message_id

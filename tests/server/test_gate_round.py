@@ -218,7 +218,7 @@ def test_who_is_refused_or_silent_is_named_in_the_gate(tmp_path: Path) -> None:
         def send_and_receive(
             self, messages: Iterable[Message], *, timeout: float | None = None
         ) -> Iterable[Message]:
-            replies = super().send_and_receive(messages, timeout=timeout)
+            replies = list(super().send_and_receive(messages, timeout=timeout))
             asked = self.regions[0].purposes[-1:] == ["gate"]
             return [r for r in replies if not (asked and r.metadata.src_node_id == 2)]
 

@@ -380,10 +380,12 @@ def test_every_region_is_sent_the_adapter_the_round_and_its_learning_rate() -> N
     requests: list[RecordDict] = []
 
     class Recorder(Grid):
-        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
             messages = list(messages)
             requests.extend(message.content for message in messages)
-            return super().push_messages(messages)
+            return super().send_and_receive(messages, timeout=timeout)
 
     config = parse_run_config(
         {

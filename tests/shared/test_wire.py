@@ -107,17 +107,6 @@ def test_the_answers_come_back_as_they_went(sent: Adapter, update: Adapter) -> N
     assert wire.read_evaluate_reply(nothing, max_examples=7) == wire.EvaluateReply(0, {})
 
 
-def test_averaging_gets_weights_not_updates(sent: Adapter, update: Adapter) -> None:
-    ended = {name: sent[name] + update[name] for name in sent}
-    record = wire.aggregation_record(ended, read(reply(update), sent))
-    assert same(wire.decode_adapter(record.array_records["arrays"]), ended)
-    assert dict(record.metric_records["metrics"]) == {
-        "num-examples": 10,
-        "loss": 1.5,
-        "seconds": 0.1,
-    }
-
-
 def test_bytes_are_those_of_the_values_and_a_header_each(sent: Adapter, update: Adapter) -> None:
     expected = sum(4 * tensor.numel() + NPY_HEADER for tensor in update.values())
     assert wire.record_bytes(reply(update)) == expected
