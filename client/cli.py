@@ -240,6 +240,29 @@ def releases(at: _Region = _HERE, as_json: _Json = False) -> None:
 
 
 @region.command()
+def drift(
+    at: _Region = _HERE,
+    before: Annotated[
+        int | None, typer.Option(help="A release; by default the one in use before.")
+    ] = None,
+    after: Annotated[int | None, typer.Option(help="A release; by default the one in use.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """How many of a product's nearest products change from one release to another."""
+    from client.drift import release_drift
+
+    first, second, found = release_drift(_folder(at), before=before, after=after)
+    if as_json:
+        typer.echo(json.dumps({"before": first, "after": second, **asdict(found)}))
+        return
+    typer.echo(
+        f"release {first} to {second}: {found.k * found.overlap:.1f} of a product's {found.k}"
+        f" nearest products stay; {found.unchanged:.0%} of {found.num_products} products asked"
+        f" keep all {found.k}"
+    )
+
+
+@region.command()
 def accept(number: _Number, at: _Region = _HERE, as_json: _Json = False) -> None:
     """Take a waiting or declined release into use."""
     from client.publication import accept as accept_release

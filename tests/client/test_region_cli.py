@@ -83,3 +83,27 @@ def test_only_what_headquarters_names_is_accepted(waiting: Path, call: Call) -> 
     assert said.error == ("error: headquarters names release 1, not 2; to use another one, pin it")
     assert read_state(waiting / "state").wanted is None
     assert call("region", "accept", 0, waiting).code == 2
+
+
+# -- drift -----------------------------------------------------------------------------------------
+
+
+def test_drift_is_from_the_release_before_to_the_one_in_use(waiting: Path, call: Call) -> None:
+    assert call("region", "accept", 1, waiting).code == 0
+    step(waiting)
+    said = call("region", "drift", waiting, "--json")
+    facts = json.loads(said.out)
+    assert (facts["before"], facts["after"], facts["k"]) == (0, 1, 4)
+    assert 0 <= facts["unchanged"] <= facts["overlap"] <= 1
+    plain = call("region", "drift", waiting).out
+    assert plain.startswith("release 0 to 1: ") and plain.count("\n") == 1
+    same = json.loads(call("region", "drift", waiting, "--before", 1, "--json").out)
+    assert (same["before"], same["after"], same["overlap"]) == (1, 1, 1.0)
+
+
+def test_without_two_releases_there_is_no_drift(waiting: Path, call: Call) -> None:
+    said = call("region", "drift", waiting)
+    assert (said.code, said.out) == (1, "")
+    assert "no release was in use before the present one" in said.error
+    said = call("region", "drift", waiting, "--before", 7)
+    assert said.code == 1 and "no index of release 7" in said.error
