@@ -20,7 +20,7 @@ from benchmarks.encoding import measure_encoding
 from benchmarks.learning import measure_learning
 from benchmarks.report import Report, machine_facts, table
 from benchmarks.rounds import measure_rounds
-from benchmarks.simulation import TARGET_REGIONS, measure_simulation
+from benchmarks.simulation import measure_simulation
 from benchmarks.startup import measure_startup
 from benchmarks.timing import MIN_ROUNDS
 from client.worker import get_worker
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=MIN_ROUNDS, help=f"at least {MIN_ROUNDS}")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     sizes = "how many are simulated, one federation each"
-    parser.add_argument("--regions", nargs="+", type=int, default=[4, TARGET_REGIONS], help=sizes)
+    parser.add_argument("--regions", nargs="+", type=int, default=[4, 64], help=sizes)
     try:
         _run(parser.parse_args(arguments))
     except FedshelfError as error:
