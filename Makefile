@@ -2,7 +2,7 @@
 # make deploy-demo   headquarters and three regions as real processes with TLS, start to finish
 # make test          style, types, tests
 # make test-e2e      real processes, users, namespaces and a browser; CI runs both
-# make bench RUN=DIR learning, encoding, rounds and start-up beside what a user would pick instead
+# make bench RUN=DIR learning, encoding, simulation and start-up beside what one would use instead
 # make bench-search  search beside raw FAISS, bm25s and a plain pipeline: bench.json and a table
 PYTHON ?= python3
 VENV := .venv

@@ -16,6 +16,7 @@ blocks) is not in a pass; it is a line of its own.
 import contextlib
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -110,25 +111,8 @@ class Ours:
         )
 
 
-class _Theirs:
-    """What the others have in common: pairs of texts, and encoding both sides alike."""
-
-    def __call__(self, number: int) -> None:
-        """One pass."""
-        raise NotImplementedError
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors, (N, D)."""
-        raise NotImplementedError
-
-    def vectors(self, worker: Worker) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Of the validation queries (Q, D) and of all products (N, D), by their texts."""
-        texts = [text or "" for text in worker.region.texts]
-        return self.encode(worker.validation.queries), self.encode(texts)
-
-
-class TheirTrainer(_Theirs):
-    """The trainer of sentence-transformers, as its documentation sets it up.
+class _Theirs(ABC):
+    """What the others have in common: pairs of texts, and encoding both sides alike.
 
     Args:
         folder: of the text tower.
@@ -140,12 +124,38 @@ class TheirTrainer(_Theirs):
     def __init__(
         self, folder: Path, config: TextConfig, pairs: tuple[list[str], list[str]], batch: int
     ) -> None:
+        self._config, self._pairs, self._batch = config, pairs, batch
+        self._model = self._adapted(folder)
+
+    @abstractmethod
+    def _adapted(self, folder: Path) -> Any:
+        """The text tower of a folder, with LoRA on all layers."""
+
+    @abstractmethod
+    def __call__(self, number: int) -> None:
+        """One pass."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors, (N, D)."""
+
+    def vectors(self, worker: Worker) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Of the validation queries (Q, D) and of all products (N, D), by their texts."""
+        texts = [text or "" for text in worker.region.texts]
+        return self.encode(worker.validation.queries), self.encode(texts)
+
+
+class TheirTrainer(_Theirs):
+    """The trainer of sentence-transformers, as its documentation sets it up."""
+
+    def _adapted(self, folder: Path) -> Any:
         from datasets import Dataset
 
-        self._model = plain_sentence_transformer(folder, config)
-        self._model.add_adapter(_lora(config))
-        self._batch = batch
-        self._pairs = Dataset.from_dict({"anchor": pairs[0], "positive": pairs[1]})
+        queries, products = self._pairs
+        self._dataset = Dataset.from_dict({"anchor": queries, "positive": products})
+        model = plain_sentence_transformer(folder, self._config)
+        model.add_adapter(_lora(self._config))
+        return model
 
     def __call__(self, number: int) -> None:
         """One pass."""
@@ -172,7 +182,7 @@ class TheirTrainer(_Theirs):
             SentenceTransformerTrainer(
                 model=self._model,
                 args=arguments,
-                train_dataset=self._pairs,
+                train_dataset=self._dataset,
                 loss=MultipleNegativesRankingLoss(self._model, scale=_SCALE),
             ).train()
 
@@ -182,26 +192,17 @@ class TheirTrainer(_Theirs):
 
 
 class PlainLoop(_Theirs):
-    """What one writes in an hour: peft, dynamic padding, in-batch negatives, AdamW.
+    """What one writes in an hour: peft, dynamic padding, in-batch negatives, AdamW."""
 
-    Args:
-        folder: of the text tower.
-        config: of the same.
-        pairs: queries and product texts, E each.
-        batch: pairs a step.
-    """
-
-    def __init__(
-        self, folder: Path, config: TextConfig, pairs: tuple[list[str], list[str]], batch: int
-    ) -> None:
+    def _adapted(self, folder: Path) -> Any:
         from peft import get_peft_model
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._model: Any = get_peft_model(load_text_model(folder), _lora(config))
-        self._pairs, self._batch, self._longest = pairs, batch, config.max_tokens
-        trainable = [p for p in self._model.parameters() if p.requires_grad]
+        model = get_peft_model(load_text_model(folder), _lora(self._config))
+        trainable = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(trainable, lr=_PLAIN_RATE)
+        return model
 
     def __call__(self, number: int) -> None:
         """One pass."""
@@ -223,8 +224,9 @@ class PlainLoop(_Theirs):
         return torch.cat([self._forward(list(part)) for part in parts]).numpy()
 
     def _forward(self, texts: list[str]) -> Tensor:
+        longest = self._config.max_tokens
         tokens = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
+            texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
         )
         hidden = self._model(**tokens).last_hidden_state  # (B, L, H)
         mask = tokens["attention_mask"][..., None]

@@ -18,7 +18,7 @@ from shared.durable import replace_file
 
 DENSE_TARGET: Final = 1.1  # of raw FAISS
 BUSY_LOAD: Final = 0.25  # other processes' load a core above which figures are marked
-_AT_LEAST = ("recall", "times")  # units of which more is better
+_AT_LEAST: Final = ("recall", "times")  # units of which more is better
 _PACKAGES = ("fedshelf", "faiss-cpu", "tantivy", "bm25s", "torch", "transformers", "numpy")
 
 

@@ -1,9 +1,9 @@
 """What simulating many regions costs: in one process, and under Flower's own simulation engine.
 
-Both run the same ServerApp and ClientApp on the same regions, with preset `tiny`, and end with the
-same adapter. Regions are small, fifty products and sixty requests, so that it is the simulation
-that is measured. Every measurement is a process of its own, on regions that have kept nothing from
-the one before; the engines take turns.
+Both run the same ServerApp and ClientApp on the same regions, with preset `tiny`. Regions are
+small, fifty products and sixty requests, so that it is the simulation that is measured. Every
+measurement is a process of its own, on regions that have kept nothing from the one before; the
+engines take turns.
 
     python -m benchmarks.simulation RUN ENGINE ROUNDS THREADS
 

@@ -64,7 +64,7 @@ class Trained:
 
 
 def get_worker(folder: Path) -> "Worker":
-    """The process's one worker of a region folder; beyond `MAX_WORKERS` the oldest one goes."""
+    """The process's one worker of a region folder; beyond `MAX_WORKERS` the least recent goes."""
     key = folder.resolve()
     worker = _WORKERS.pop(key, None)
     _WORKERS[key] = worker = worker or Worker(open_region(key))

@@ -8,7 +8,7 @@ under, is refused by name and the rest go on.
 import logging
 import re
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Error, Message
@@ -54,7 +54,9 @@ def handshake(grid: Grid, config: FederationConfig, fingerprint: str, schema: st
     nodes = wait_for_nodes(grid, config)
     requests = [Message(wire.describe_request(), node, wire.DESCRIBE) for node in sorted(nodes)]
     answered = grid.send_and_receive(requests, timeout=config.describe_timeout_s)
-    replies, given_up = of_regions(answered)
+    every = list(answered)
+    replies = [reply for reply in every if not from_flower(reply)]
+    given_up = len(every) - len(replies)
     descriptions: dict[int, wire.Description] = {}
     taken: set[str] = set()
     silent = nodes.keys() - {reply.metadata.src_node_id for reply in replies}
@@ -109,17 +111,12 @@ def wait_for_nodes(grid: Grid, config: FederationConfig) -> dict[int, str]:
         time.sleep(0.2)
 
 
-def of_regions(replies: Iterable[Message]) -> tuple[list[Message], int]:
-    """Part what regions answered from what Flower says of nodes that it has given up.
+def from_flower(reply: Message) -> bool:
+    """Whether Flower answered in its own name, for a node whose connection was lost.
 
-    Flower answers in its own name for a node whose connection was lost, and does not say for which.
-
-    Returns:
-        The regions' replies, and for how many nodes Flower has answered.
+    It does not say for which.
     """
-    every = list(replies)
-    theirs = [each for each in every if each.metadata.src_node_id != SUPERLINK_NODE_ID]
-    return theirs, len(every) - len(theirs)
+    return bool(reply.metadata.src_node_id == SUPERLINK_NODE_ID)
 
 
 def why_silent(silent: int, given_up: int, *, timeout_s: float) -> str:

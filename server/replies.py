@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from flwr.app import Message, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID
 
-from server.handshake import failure_kind, why_silent
+from server.handshake import failure_kind, from_flower, why_silent
 from shared.errors import WireError
 
 log = logging.getLogger("fedshelf.server")
@@ -41,7 +40,7 @@ def sort_replies(
 
     Returns:
         What `check` made of each reply that passed, by region name; and region and reason of
-        every other reply, and of every silence. The latter are logged.
+        every other reply, and of every silence, which are logged too.
     """
     passed: dict[str, Checked] = {}
     given_up = 0
@@ -53,7 +52,7 @@ def sort_replies(
         rejected.append({"region": region, "reason": reason})
 
     for message in in_order(replies, cohort):
-        if message.metadata.src_node_id == SUPERLINK_NODE_ID:
+        if from_flower(message):
             given_up += 1
             continue
         region = cohort.get(message.metadata.src_node_id)

@@ -176,7 +176,7 @@ class CheckedFedAvg(FedAvg):
 
     def _require_quorum(self, accepted: int) -> None:
         share = self._config.quorum * len(self._cohort)
-        needed = math.ceil(share - 1e-9)  # 0.07 * 100 is 7.000000000000001
+        needed = max(math.ceil(share - 1e-9), 1)  # 0.07 * 100 is 7.000000000000001
         if accepted < needed:
             reasons = "; ".join(f"{r['region']}: {r['reason']}" for r in self.record.rejected)
             raise FederationError(

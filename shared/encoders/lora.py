@@ -88,6 +88,13 @@ def lora_factors(model: PeftModel) -> dict[str, nn.Parameter]:
     peft walks the whole model to name them, which takes as long as a small step of training: who
     swaps adapters asks once. By default it would also look for the base's config, on the disk and
     then on the hub.
+
+    Args:
+        model: from `attach_lora`.
+
+    Returns:
+        A (r, in) and B (out, r) of every adapted layer, with two more axes of 1 for a convolution;
+        not copied.
     """
     at = {parameter.data_ptr(): parameter for parameter in model.parameters()}
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)

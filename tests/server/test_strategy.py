@@ -315,6 +315,11 @@ def test_the_quorum_is_a_share_of_the_cohort(quorum: float, bad: int, holds: boo
             run(regions, quorum=quorum)
 
 
+def test_a_mean_of_nobody_is_never_taken() -> None:
+    with pytest.raises(FederationError, match="0 of 1 regions answered well, the quorum is 1"):
+        run({"south": raises}, quorum=1e-12)
+
+
 def test_the_quorum_is_not_raised_by_rounding() -> None:
     """0.07 x 100 is a little more than 7 in floating point."""
     names = [f"region-{number:03d}" for number in range(100)]
