@@ -204,6 +204,9 @@ class Deployment:
         for pid in processes_of(self.folder):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for daemon in self.daemons.values():
+            daemon.process.kill()  # does nothing to one that has ended
+            daemon.process.wait()  # unreaped, it would warn in whatever test comes next
 
     @property
     def hq(self) -> Path:
