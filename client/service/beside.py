@@ -7,6 +7,7 @@ adapters in the other.
 """
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ class Service:
         self._observer, self._config = observer, config
         self._region: Region | None = None
         self._editions: dict[int, Edition] = {}
-        self._kept_house_at = 0.0
+        self._kept_house_at = -math.inf  # a clock may have begun to count when the machine did
 
     @property
     def wants_rebuild(self) -> bool:

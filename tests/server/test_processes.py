@@ -25,6 +25,9 @@ from shared.supervise import Process
 
 PORTS = Ports(public=8443, superlink=9443)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts workers as somebody else")
+needs_nginx = pytest.mark.skipif(
+    shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="needs nginx"
+)
 
 
 @pytest.fixture
@@ -46,6 +49,7 @@ def option(process: Process, name: str) -> str:
     return process.argv[process.argv.index(name) + 1]
 
 
+@needs_nginx
 def test_the_superlink_is_private_and_asks_every_node_who_it_is(home: Path) -> None:
     superlink = by_name(home)["superlink"]
     assert option(superlink, "--host") == "127.0.0.1"
@@ -56,6 +60,7 @@ def test_the_superlink_is_private_and_asks_every_node_who_it_is(home: Path) -> N
     assert "--insecure" not in superlink.argv
 
 
+@needs_nginx
 def test_the_superexec_shares_its_secret_and_trusts_our_ca_only(home: Path) -> None:
     found = by_name(home)
     secret = "--superexec-auth-secret-file"
@@ -64,6 +69,7 @@ def test_the_superexec_shares_its_secret_and_trusts_our_ca_only(home: Path) -> N
     assert option(found["superexec"], "--runtime-api-address") == "127.0.0.1:9443"
 
 
+@needs_nginx
 def test_each_depends_only_on_those_before_it(home: Path) -> None:
     assert list(by_name(home)) == ["superlink", "superexec", "nginx"]
     for process in by_name(home).values():
@@ -147,7 +153,7 @@ def test_a_machine_without_nginx_is_told_what_to_install(
         headquarters_processes(home, PORTS)
 
 
-@pytest.mark.skipif(shutil.which("nginx", path="/usr/sbin") is None, reason="needs nginx")
+@needs_nginx
 @pytest.mark.parametrize("user", [None, pytest.param("nobody", marks=as_root)])
 def test_nginx_accepts_its_configuration(home: Path, user: str | None) -> None:
     """As whoever runs the tests, and as somebody without rights."""
