@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from shared.adapter import Adapter, add, load_adapter, require_same_form, save_adapter
+from shared.adapter import Adapter, load_adapter, require_same_form, save_adapter
 from shared.errors import FederationError, WireError
 
 log = logging.getLogger("fedshelf.worker")
@@ -31,27 +31,32 @@ class Feedback:
     def __init__(self, state: Path) -> None:
         self._folder = state / FOLDER
 
-    def added(self, update: Adapter, server_round: int) -> Adapter:
-        """The update and what the newest earlier round lost of its own.
+    def before(self, server_round: int, adapter: Adapter) -> Adapter:
+        """What updates before this round's have lost and no later one has carried.
 
+        Not every round trains every tensor: what is not in an update waits for one that holds it.
         A residual that is damaged, or of another base, is removed with a warning: it is worth less
         than the round.
+
+        Args:
+            server_round: the round at hand.
+            adapter: a whole one; the residual's tensors must be among its own.
         """
         earlier = [number for number in self._rounds() if number < server_round]
         if not earlier:
-            return update
+            return {}
         path = self._path(max(earlier))
         try:
             residual = load_adapter(path)
-            require_same_form(residual, update)
+            require_same_form({**adapter, **residual}, adapter)
         except (FederationError, WireError):
             log.warning("%s: unreadable or of another base; removed, the round goes on", path)
             path.unlink(missing_ok=True)
-            return update
-        return add(update, residual)
+            return {}
+        return residual
 
     def keep(self, residual: Adapter, server_round: int) -> None:
-        """Write down what this round's update lost, and remove what no round can ask for again."""
+        """Write down what is lost as of this round, and remove what no round can ask for again."""
         save_adapter(self._path(server_round), residual, {})
         earlier = [number for number in self._rounds() if number < server_round]
         for number in set(self._rounds()) - {server_round, max(earlier, default=server_round)}:

@@ -99,7 +99,7 @@ def train(
     Returns:
         Mean loss over the steps, nats.
     """
-    parameters = encoder.trainable()
+    parameters = encoder.trainable(config.trained_factors)
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -111,7 +111,7 @@ def train(
         for batch, known in zip(batches, _known_batches(data, config, order), strict=False):
             loss = batch_loss(encoder, data, batch, known, config)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, config.clip_norm)
             optimizer.step()
             total += loss.detach()

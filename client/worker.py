@@ -25,7 +25,7 @@ from client.known_items import known_items_of
 from client.region import Region, open_region, read_clicks
 from client.training import OnStep, TrainingData, make_training_data, train
 from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
-from shared.adapter import Adapter, subtract
+from shared.adapter import Adapter, add, subtract
 from shared.compression import rounded
 from shared.config import FLOAT32, TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
@@ -243,9 +243,9 @@ class Worker:
         self.encoder.load_adapter(adapter)
         seed = [config.seed, server_round, *self.region.config.region.encode()]
         loss = train(self.encoder, data, config, seed=seed, on_step=self.on_step)
-        update = subtract(self.encoder.adapter(), adapter)
+        update = self.encoder.update(adapter, config.trained_factors)
         seconds = time.perf_counter() - start
-        sent = self._sent(update, config.update_encoding, server_round, purpose=purpose)
+        sent = self._sent(update, config.update_encoding, server_round, adapter, purpose=purpose)
         return Trained(sent, len(data.examples.weight), loss, seconds)
 
     def evaluate(self, adapter: Adapter) -> tuple[int, dict[str, float]]:
@@ -334,16 +334,19 @@ class Worker:
     def _gate_words(self) -> ShownScores:
         return lexical_scores(self.lexical, self.gate.queries, self.gate.rows)
 
-    def _sent(self, update: Adapter, encoding: str, server_round: int, *, purpose: str) -> Adapter:
-        """What arrives of an update; what rounding takes from it goes into the next round's."""
+    def _sent(
+        self, update: Adapter, encoding: str, server_round: int, adapter: Adapter, *, purpose: str
+    ) -> Adapter:
+        """What arrives of an update; what rounding takes from it goes into a later one."""
         if encoding == FLOAT32:
             return update
         if purpose != ROUND:
             return rounded(update, encoding)
         feedback = Feedback(self.region.state)
-        whole = feedback.added(update, server_round)
+        lost = feedback.before(server_round, adapter)
+        whole = add(update, lost)
         sent = rounded(whole, encoding)
-        feedback.keep(subtract(whole, sent), server_round)
+        feedback.keep({**lost, **subtract(whole, sent)}, server_round)
         return sent
 
     def _require_consent(self, key: str, given: bool) -> None:

@@ -77,6 +77,7 @@ def run_rounds(
         config,
         meet=_meet(config, history),
         offset=last,
+        memory=history.memory(last),
         on_round=_keeper(history, config.num_rounds, audit),
     )
     try:
@@ -110,16 +111,20 @@ def _meet(config: FederationConfig, history: History) -> Callable[[Grid], Meetin
 
 def _keeper(
     history: History, num_rounds: int, audit: TrainingLog
-) -> Callable[[RoundRecord, Adapter, Traffic], None]:
-    def keep(record: RoundRecord, adapter: Adapter, traffic: Traffic) -> None:
-        audit.round_completed(record, traffic, history.keep_adapter(record.round, adapter))
+) -> Callable[[RoundRecord, Adapter, Adapter, Traffic], None]:
+    def keep(record: RoundRecord, adapter: Adapter, memory: Adapter, traffic: Traffic) -> None:
+        path = history.keep_adapter(record.round, adapter)
+        history.keep_memory(record.round, memory)
+        audit.round_completed(record, traffic, path)
         history.keep_record(record)
         loss = "" if record.loss is None else f"loss {record.loss:.4f}, "
+        bias = "" if record.relative_bias is None else f"bias {record.relative_bias:.2%}, "
         log.info(
-            "round %d/%d: %svalidation nDCG@10 %.4f, %d of %d regions, %.1f s",
+            "round %d/%d: %s%svalidation nDCG@10 %.4f, %d of %d regions, %.1f s",
             record.round,
             num_rounds,
             loss,
+            bias,
             record.mean("ndcg@10"),
             len(record.validation),
             len(record.cohort),

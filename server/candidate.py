@@ -44,7 +44,8 @@ def release_best(
     encoder.load_adapter(history.adapter(best))
     with tempfile.TemporaryDirectory() as staging:
         encoder.save_release_files(Path(staging))
-        facts = _facts(encoder, rounds=best, parent=parent, quality=quality)
+        method = history.rounds()[best].method
+        facts = _facts(encoder, rounds=best, method=method, parent=parent, quality=quality)
         return write_release(
             registry,
             files=Path(staging),
@@ -87,7 +88,7 @@ def _relabelled(decision: Mapping[str, Any], label: Mapping[str, str]) -> dict[s
 
 
 def _facts(
-    encoder: Encoder, *, rounds: int, parent: int | None, quality: Mapping[str, Any]
+    encoder: Encoder, *, rounds: int, method: str, parent: int | None, quality: Mapping[str, Any]
 ) -> ReleaseFacts:
     text, image = encoder.base.text, encoder.base.image
     return ReleaseFacts(
@@ -108,7 +109,7 @@ def _facts(
         },
         encoder_digest=encoder.digest,
         rounds=rounds,
-        strategy="FedAvg",
+        strategy=method,
         quality=dict(quality),
         privacy={"differential_privacy": "none"},
     )

@@ -265,8 +265,9 @@ def _lines(records: list[RoundRecord]) -> Iterator[str]:
 def round_line(record: RoundRecord) -> str:
     """One round in one line."""
     loss = "" if record.loss is None else f"loss {record.loss:.4f}, "
+    bias = "" if record.relative_bias is None else f"bias {record.relative_bias:.2%}, "
     return (
-        f"round {record.round}: {loss}validation nDCG@10 {record.mean('ndcg@10'):.4f}, "
+        f"round {record.round}: {loss}{bias}validation nDCG@10 {record.mean('ndcg@10'):.4f}, "
         f"{len(record.validation)} of {len(record.cohort)} regions, {record.seconds:.1f} s"
     )
 

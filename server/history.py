@@ -2,14 +2,15 @@
 
     headquarters/initial.safetensors      what round 1 starts from; metadata: base fingerprint
     headquarters/rounds/0001.safetensors  the global adapter after round 1
+    headquarters/memory/0001.safetensors  what a server optimizer remembers after round 1, if any
     headquarters/history.json             one record a round
     headquarters/regions.json             what each region last said of itself, and when
     headquarters/references/3.safetensors adapters of earlier releases, for the gate to compare with
     headquarters/gate.json                what the gate decided, from which figures
     headquarters/matrix.json              the cross-site table, where it was asked for
 
-The adapter of a round is written before its record, each beside and renamed: after a kill at any
-instant the records name only adapters that are whole, and the run goes on after the last of them.
+Adapter and memory of a round are written before its record, each beside and renamed: after a kill
+at any instant the records name only adapters that are whole, and the run goes on after the last.
 """
 
 import json
@@ -41,6 +42,9 @@ class RoundRecord:
         cohort: names of the regions asked.
         rejected: region and reason of every reply that did not count.
         validation: metrics on validation clicks by region.
+        method: Flower's name of the strategy, and what was averaged if not plain factors.
+        bias: see `server.aggregation.Mean`; None where it was not measured.
+        relative_bias: the same.
     """
 
     round: int
@@ -51,6 +55,9 @@ class RoundRecord:
     cohort: list[str] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
+    method: str = "FedAvg"
+    bias: float | None = None
+    relative_bias: float | None = None
 
     def mean(self, metric: str) -> float:
         """Unweighted mean of a validation metric over the regions that measured it; 0 if none."""
@@ -120,6 +127,19 @@ class History:
             save_adapter(path, adapter, {"round": str(server_round)})
         return path
 
+    def memory(self, server_round: int) -> Adapter:
+        """What headquarters remembers of a round besides its adapter; empty for plain FedAvg."""
+        path = self._memory_path(server_round)
+        return load_adapter(path) if path.is_file() else {}
+
+    def keep_memory(self, server_round: int, memory: Adapter) -> None:
+        """Write what is remembered of a round, and remove all but the round's before it."""
+        kept = {self._memory_path(number) for number in (server_round, server_round - 1)}
+        for path in set((self.folder / "memory").glob("*.safetensors")) - kept:
+            path.unlink()
+        if memory:
+            save_adapter(self._memory_path(server_round), memory, {"round": str(server_round)})
+
     def keep_record(self, record: RoundRecord) -> None:
         """Write the record of a round whose adapter is written; then it is complete."""
         records = [asdict(kept) for kept in [*self.rounds(), record]]
@@ -178,6 +198,9 @@ class History:
             return dict(json.loads(path.read_text("utf-8")))
         except (ValueError, TypeError):
             raise FederationError(f"{path}: damaged; remove it and run again") from None
+
+    def _memory_path(self, server_round: int) -> Path:
+        return self.folder / "memory" / f"{server_round:04d}.safetensors"
 
     def _path(self, server_round: int) -> Path:
         if server_round == 0:

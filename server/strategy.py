@@ -1,10 +1,10 @@
-"""FedAvg on adapters (arXiv:1602.05629, algorithm 1), with every reply checked before it counts.
+"""Rounds on adapters, as Flower's FedAvg runs them, with every reply checked before it counts.
 
 Flower averages what it is given: a NaN poisons the mean, a wrong shape broadcasts or crashes, a
 huge example count takes over. So nothing reaches the mean that `shared.wire` has not passed. A bad
-reply is dropped and named; the round goes on with the rest if the quorum holds. Flower's own mean
-wants all replies at once; ours takes each as it is checked, so that memory does not grow with the
-cohort.
+reply is dropped and named; the round goes on with the rest if the quorum holds. What becomes of
+those that pass is for `server.aggregator` to say. Flower's own mean wants all replies at once; ours
+takes each as it is checked, so that memory does not grow with the cohort.
 """
 
 import math
@@ -23,13 +23,13 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from server.aggregation import WeightedMean
+from server.aggregator import Aggregator, method_name
 from server.handshake import Meeting
 from server.history import RoundRecord
 from server.replies import sort_replies
 from server.traffic import Traffic
 from shared import wire
-from shared.adapter import Adapter, add
+from shared.adapter import Adapter, trained_names
 from shared.config import FederationConfig
 from shared.errors import FederationError
 from shared.exchanges import digest
@@ -38,17 +38,19 @@ Checked = TypeVar("Checked")
 
 
 class CheckedFedAvg(FedAvg):
-    """FedAvg over the regions that each round's handshake finds.
+    """Flower's loop over the regions that each round's handshake finds.
 
     Args:
         config: of the federation.
         meet: the handshake; asked before every round.
         offset: rounds that were complete before this start; round numbers go on from there.
-        on_round: called with record, adapter and traffic of every finished round.
+        memory: what headquarters remembers of the last of them, besides the adapter.
+        on_round: called with record, adapter, memory and traffic of every finished round.
 
     Attributes:
         record: of the round at hand.
         traffic: its messages so far.
+        memory: after it; empty for plain FedAvg.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class CheckedFedAvg(FedAvg):
         *,
         meet: Callable[[Grid], Meeting],
         offset: int,
-        on_round: Callable[[RoundRecord, Adapter, Traffic], None],
+        memory: Adapter | None = None,
+        on_round: Callable[[RoundRecord, Adapter, Adapter, Traffic], None],
     ) -> None:
         super().__init__()
         self._config, self._meet, self._offset = config, meet, offset
         self._on_round = on_round
+        self.memory: Adapter = memory or {}
         self._cohort: Mapping[int, str] = {}
         self._sent: Adapter = {}
         self.record, self.traffic = RoundRecord(0), Traffic()
@@ -88,18 +92,21 @@ class CheckedFedAvg(FedAvg):
         Raises:
             FederationError: fewer regions than the quorum answered well.
         """
-        mean, losses = WeightedMean(), list[float]()
+        number = self.record.round
+        aggregator = Aggregator(self._config, number, self._sent, self.memory)
 
         def count_in(content: RecordDict) -> None:
             reply = self._checked_update(content)
-            mean.add(reply.update, reply.num_examples)
-            losses.append(reply.loss * reply.num_examples)
+            aggregator.add(reply.update, reply.num_examples, reply.loss)
 
         accepted = self._check(replies, MessageType.TRAIN, count_in)
         self._require_quorum(len(accepted))
-        self.record.loss = sum(losses) / mean.weight
-        metrics = MetricRecord({"loss": self.record.loss})
-        return wire.encode_adapter(add(self._sent, mean.value())), metrics
+        outcome = aggregator.outcome()
+        self.memory = outcome.memory
+        self.record.loss, self.record.method = outcome.loss, method_name(self._config)
+        self.record.bias, self.record.relative_bias = outcome.bias, outcome.relative_bias
+        metrics = MetricRecord({"loss": outcome.loss})
+        return wire.encode_adapter(outcome.adapter), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -125,7 +132,7 @@ class CheckedFedAvg(FedAvg):
     def finish_round(self, arrays: ArrayRecord) -> None:
         """Hand the finished round to `on_round`."""
         self.record.seconds = time.perf_counter() - self._started
-        self._on_round(self.record, wire.decode_adapter(arrays), self.traffic)
+        self._on_round(self.record, wire.decode_adapter(arrays), self.memory, self.traffic)
 
     def _open_round(self, number: int, grid: Grid) -> None:
         self._started = time.perf_counter()
@@ -160,9 +167,10 @@ class CheckedFedAvg(FedAvg):
 
     def _checked_update(self, content: RecordDict) -> wire.TrainReply:
         config = self._config
+        trained = trained_names(self._sent, config.factors_of(self.record.round))
         reply = wire.read_train_reply(
             content,
-            self._sent,
+            {name: self._sent[name] for name in trained},
             encoding=config.update_encoding,
             max_examples=config.max_examples,
             max_norm=config.max_update_norm,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -10,10 +10,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from shared.config import ONLY_A, ONLY_B
 from shared.durable import replace_file
 from shared.errors import FederationError, WireError
 
 Adapter = dict[str, Tensor]
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"  # as peft names the factors of a layer
 _DIGEST = "sha256"  # key in a file's metadata
 
 
@@ -23,14 +25,36 @@ def schema_hash(adapter: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(json.dumps(schema).encode()).hexdigest()
 
 
+def factor_names(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Names of the factors B and A by adapted layer, in name order; other tensors are left out."""
+    known = set(names)
+    layers = sorted(name.removesuffix(_DOWN) for name in known if name.endswith(_DOWN))
+    pairs = {layer: (layer + _UP, layer + _DOWN) for layer in layers}
+    return {layer: pair for layer, pair in pairs.items() if known.issuperset(pair)}
+
+
+def trained_names(names: Iterable[str], factors: str) -> list[str]:
+    """Names of the tensors that a round trains and an update holds, sorted.
+
+    Args:
+        names: of a whole adapter.
+        factors: "both", "a" or "b" (`shared.config.TRAINED_FACTORS`); what is no LoRA factor is
+            trained in every round.
+    """
+    frozen = {ONLY_A: _UP, ONLY_B: _DOWN}.get(factors)
+    return sorted(name for name in names if frozen is None or not name.endswith(frozen))
+
+
 def subtract(adapter: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Adapter:
-    """The update: a region's adapter minus the adapter it was sent."""
-    return {name: adapter[name] - sent[name] for name in sorted(sent)}
+    """The update: a region's adapter minus what it was sent, of the tensors in the first."""
+    return {name: adapter[name] - sent[name] for name in sorted(adapter)}
 
 
 def add(sent: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> Adapter:
-    """The adapter a region ended with, from what it was sent and its update."""
-    return {name: sent[name] + update[name] for name in sorted(sent)}
+    """What was sent, moved by an update; tensors that it does not name stay."""
+    return {
+        name: sent[name] + update[name] if name in update else sent[name] for name in sorted(sent)
+    }
 
 
 def norm(update: Mapping[str, Tensor]) -> float:

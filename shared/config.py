@@ -19,6 +19,11 @@ from shared.errors import ConfigError
 RUN_CONFIG_VARIABLE = "FEDSHELF_RUN_CONFIG"
 TASKS = ("train", "matrix")
 FLOAT32, FLOAT16, INT8 = ENCODINGS = ("float32", "float16", "int8")  # see `shared.compression`
+FACTORS, EXACT, ALTERNATE, FREEZE_A = AGGREGATIONS = ("factors", "exact", "alternate", "freeze_a")
+SERVER_OPTIMIZERS = ("FedAvgM", "FedAdam", "FedYogi")  # see `server.flower_rules`
+RULES = ("FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan", "QFedAvg")
+STRATEGIES = ("FedAvg", *SERVER_OPTIMIZERS, *RULES)
+BOTH, ONLY_A, ONLY_B = TRAINED_FACTORS = ("both", "a", "b")
 _NO_KNOBS = ("run-dir", "task", "gate", "num-rounds", "seed")  # an option says it, or nobody may
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -40,6 +45,8 @@ class TrainConfig:
         anchor_weight: weight of the drift term, which holds texts near where the base puts them.
         known_item_weight: weight of the term for words of the catalog's own titles.
         update_encoding: how the update crosses the wire; see `shared.compression`.
+        trained_factors: which LoRA factors are trained in this round, "both", "a" or "b"; the
+            others stay, and are not in the update.
     """
 
     seed: int
@@ -52,6 +59,7 @@ class TrainConfig:
     anchor_weight: float
     known_item_weight: float
     update_encoding: str
+    trained_factors: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,16 @@ class FederationConfig:
     anchor_weight: float
     known_item_weight: float
     update_encoding: str
+    aggregation: str
+    strategy: str
+    server_learning_rate: float
+    server_momentum: float
+    server_beta_2: float
+    server_tau: float
+    trimmed_share: float
+    malicious_regions: int
+    selected_regions: int
+    fairness: float
     gate: bool
     gate_tolerance: float
     gate_confidence: float
@@ -93,8 +111,24 @@ class FederationConfig:
         progress = (server_round - 1) / max(self.num_rounds - 1, 1)
         height = (1 + math.cos(math.pi * progress)) / 2
         rate = height * self.learning_rate + (1 - height) * self.final_learning_rate
-        shared = {field.name: getattr(self, field.name) for field in fields(TrainConfig)}
-        return TrainConfig(**{**shared, "learning_rate": rate})
+        told: dict[str, Any] = {
+            field.name: getattr(self, field.name, None) for field in fields(TrainConfig)
+        }
+        told |= {"learning_rate": rate, "trained_factors": self.factors_of(server_round)}
+        return TrainConfig(**told)
+
+    def factors_of(self, server_round: int) -> str:
+        """Which factors regions train in a round (1-based).
+
+        `freeze_a` leaves A as it was drawn (FFA-LoRA, arXiv:2403.12313). `alternate` trains B in
+        odd rounds and A in even ones (RoLoRA, arXiv:2502.01755): B first, because A has no gradient
+        while B is zero.
+        """
+        if self.aggregation == FREEZE_A:
+            return ONLY_B
+        if self.aggregation == ALTERNATE:
+            return ONLY_B if server_round % 2 else ONLY_A
+        return BOTH
 
 
 def default_run_config() -> dict[str, Any]:
@@ -198,11 +232,26 @@ def _check_ranges(config: FederationConfig) -> None:
             _require(math.isfinite(getattr(config, name)), config, name, "must be finite")
     _require(0 < config.quorum <= 1, config, "quorum", "must be in (0, 1]")
     _require(config.task in TASKS, config, "task", f"must be one of {', '.join(TASKS)}")
-    encodings = f"must be one of {', '.join(ENCODINGS)}"
-    _require(config.update_encoding in ENCODINGS, config, "update_encoding", encodings)
+    chosen = {"update_encoding": ENCODINGS, "aggregation": AGGREGATIONS, "strategy": STRATEGIES}
+    for name, choices in chosen.items():
+        rule = f"must be one of {', '.join(choices)}"
+        _require(getattr(config, name) in choices, config, name, rule)
+    _check_strategy(config)
     confidence = config.gate_confidence
     _require(0.5 < confidence < 1, config, "gate_confidence", "must be in (0.5, 1)")
     _require(config.gate_min_queries >= 2, config, "gate_min_queries", "must be 2 or more")
+
+
+def _check_strategy(config: FederationConfig) -> None:
+    for name in ("server_learning_rate", "malicious_regions", "fairness"):
+        _require(getattr(config, name) >= 0, config, name, "must be 0 or more")
+    for name in ("server_momentum", "server_beta_2"):
+        _require(0 <= getattr(config, name) < 1, config, name, "must be in [0, 1)")
+    for name in ("server_tau", "selected_regions"):
+        _require(getattr(config, name) > 0, config, name, "must be above 0")
+    _require(0 <= config.trimmed_share < 0.5, config, "trimmed_share", "must be in [0, 0.5)")
+    plain = config.strategy == "FedAvg" or config.aggregation != EXACT
+    _require(plain, config, "strategy", 'must be FedAvg where "aggregation" is exact')
 
 
 def _require(holds: bool, config: FederationConfig, name: str, rule: str) -> None:

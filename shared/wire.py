@@ -18,10 +18,10 @@ from torch import Tensor
 
 from shared.adapter import Adapter, norm
 from shared.compression import MAX_SCALE, compress, expand
-from shared.config import ENCODINGS, INT8, TrainConfig
+from shared.config import ENCODINGS, INT8, TRAINED_FACTORS, TrainConfig
 from shared.errors import WireError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # as Flower's strategies name them
 SCALES = "scales"
 NUM_EXAMPLES = "num-examples"
@@ -85,7 +85,7 @@ class TrainReply:
     """A region's checked answer to a train message.
 
     Attributes:
-        update: adapter after local training minus the adapter sent.
+        update: adapter after local training minus the adapter sent, of what was trained.
         num_examples: it was trained on, > 0.
         loss: mean training loss, nats.
         seconds: of local training.
@@ -220,8 +220,10 @@ def read_train_request(content: RecordDict) -> TrainRequest:
     if purpose not in TRAIN_PURPOSES:
         raise WireError(f"train message: purpose is none of {', '.join(TRAIN_PURPOSES)}")
     _check_types("train message", values, TrainConfig)
-    if values["update_encoding"] not in ENCODINGS:
-        raise WireError(f"train message: update-encoding is none of {', '.join(ENCODINGS)}")
+    for name, choices in (("update_encoding", ENCODINGS), ("trained_factors", TRAINED_FACTORS)):
+        if values[name] not in choices:
+            key = name.replace("_", "-")
+            raise WireError(f"train message: {key} is none of {', '.join(choices)}")
     adapter = decode_adapter(_arrays(content))
     return TrainRequest(adapter, TrainConfig(**values), server_round, purpose)
 
@@ -265,7 +267,8 @@ def read_train_reply(
 
     Args:
         content: the reply.
-        sent: the adapter it was sent; names and shapes must be the same.
+        sent: what it was sent of the tensors that were to be trained; names and shapes must be
+            the same.
         encoding: the one it was asked for; the dtype must be that.
         max_examples: a larger claim is refused: it would outweigh everyone.
         max_norm: bound on the update's L2 norm, as it is after decoding.

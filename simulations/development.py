@@ -32,11 +32,10 @@ from client.known_items import known_items_of, make_known_items
 from client.region import read_clicks
 from client.training import TrainingData, make_training_data, train
 from client.worker import Worker, get_worker
-from server.aggregation import WeightedMean
+from server.aggregator import Aggregator, Outcome
 from server.history import History
-from shared.adapter import Adapter, add, subtract
-from shared.config import TrainConfig, parse_knobs, parse_run_config
-from shared.encoders.encoder import Encoder
+from shared.adapter import Adapter
+from shared.config import FederationConfig, parse_knobs, parse_run_config
 from shared.encoders.presets import cache_root
 from shared.errors import ConfigError, FedshelfError
 from simulations.baselines import pooled_products, validate
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         torch.set_num_threads(given.threads)
-        _federate(given.run, _train_configs(given.run, given.rounds, given.knobs))
+        _federate(given.run, _config(given.run, given.rounds, given.knobs))
     except FedshelfError as error:
         sys.exit(f"error: {error}")
 
@@ -175,39 +174,36 @@ def measure(
     }
 
 
-def _federate(run: Path, configs: Sequence[TrainConfig]) -> None:
+def _federate(run: Path, config: FederationConfig) -> None:
     workers = [get_worker(path.parent) for path in sorted((run / "regions").glob("*/region.toml"))]
     development = develop(run, workers)
     data = [training_without(worker, development.texts) for worker in workers]
     adapter = History(run / "headquarters").adapter(0)
+    memory: Adapter = {}
     _say("base", measure(workers, development, adapter))
-    for number, config in enumerate(configs, start=1):
-        adapter = _round(workers, data, config, number, adapter)
+    for number in range(1, config.num_rounds + 1):
+        outcome = _round(workers, data, config, number, adapter, memory)
+        adapter, memory = outcome.adapter, outcome.memory
         _say(f"round {number}", measure(workers, development, adapter))
 
 
 def _round(
     workers: Sequence[Worker],
     data: Sequence[TrainingData],
-    config: TrainConfig,
+    config: FederationConfig,
     number: int,
     adapter: Adapter,
-) -> Adapter:
+    memory: Adapter,
+) -> Outcome:
     """One round of the federation, updates as they are."""
-    mean = WeightedMean()
+    aggregator, settings = Aggregator(config, number, adapter, memory), config.train_config(number)
     for worker, part in zip(workers, data, strict=True):
         seed = [config.seed, number, *worker.region.config.region.encode()]
-        update = _update(worker.encoder, part, config, seed, adapter)
-        mean.add(update, len(part.examples.weight))
-    return add(adapter, mean.value())
-
-
-def _update(
-    encoder: Encoder, data: TrainingData, config: TrainConfig, seed: list[int], adapter: Adapter
-) -> Adapter:
-    encoder.load_adapter(adapter)
-    train(encoder, data, config, seed=seed)
-    return subtract(encoder.adapter(), adapter)
+        worker.encoder.load_adapter(adapter)
+        loss = train(worker.encoder, part, settings, seed=seed)
+        update = worker.encoder.update(adapter, settings.trained_factors)
+        aggregator.add(update, len(part.examples.weight), loss)
+    return aggregator.outcome()
 
 
 def _without(known: Examples, held_out: set[str]) -> Examples:
@@ -230,12 +226,11 @@ def _say(when: str, figures: dict[str, float]) -> None:
     print(f"{when:8}  {told}", flush=True)
 
 
-def _train_configs(run: Path, rounds: int, knobs: Sequence[str]) -> list[TrainConfig]:
+def _config(run: Path, rounds: int, knobs: Sequence[str]) -> FederationConfig:
     spec = _read_spec(run)
-    config = parse_run_config(
+    return parse_run_config(
         {**parse_knobs(knobs), "run-dir": str(run), "num-rounds": rounds, "seed": spec["seed"]}
     )
-    return [config.train_config(number) for number in range(1, rounds + 1)]
 
 
 def _read_spec(run: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from client.indexing import build_region_index, pull_release
 from client.worker import Worker, forget_workers, get_worker, resident_encoder
 from server.candidate import measured_quality, release_best
-from server.history import History, by_region
+from server.history import History, RoundRecord, by_region
 from server.releases import publish_release
 from shared.adapter import Adapter
 from shared.config import FederationConfig, RunConfig, default_run_config, parse_run_config
@@ -355,7 +355,7 @@ def _result(
 ) -> dict[str, Any]:
     mean, worst = summarize(tables)
     rounds = [record for record in History(run / "headquarters").rounds() if record.round > 0]
-    keys = ("round", "loss", "seconds", "uplink_bytes", "downlink_bytes", "cohort", "rejected")
+    keys = [field.name for field in fields(RoundRecord) if field.name != "validation"]
     return {
         "seed": options.seed,
         "data": options.data,

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shared.adapter import Adapter, require_same_form, schema_hash
+from shared.adapter import Adapter, require_same_form, schema_hash, subtract, trained_names
+from shared.config import BOTH
 from shared.encoders.base import BaseInfo, read_base
 from shared.encoders.fusion import Fusion, fuse
 from shared.encoders.image import ImageTower, load_pixels
@@ -118,6 +119,16 @@ class Encoder:
         """A copy of everything trainable, by name, float32 on the CPU."""
         return {k: v.detach().cpu().float().clone() for k, v in self._adapted.items()}
 
+    def update(self, sent: Adapter, factors: str = BOTH) -> Adapter:
+        """This adapter minus one that was sent, of what was trained in between.
+
+        Args:
+            sent: what training started from.
+            factors: which LoRA factors were trained; see `shared.adapter.trained_names`.
+        """
+        adapter = self.adapter()
+        return subtract({name: adapter[name] for name in trained_names(adapter, factors)}, sent)
+
     def load_adapter(self, adapter: Adapter) -> None:
         """Swap an adapter in, all of it or, where it does not fit, nothing of it.
 
@@ -136,10 +147,15 @@ class Encoder:
         named |= {f"fusion/{k}": v for k, v in self.fusion.named_parameters()}
         return dict(sorted(named.items()))
 
-    def trainable(self) -> list[nn.Parameter]:
-        """The parameters an optimizer moves, in a fixed order."""
+    def trainable(self, factors: str = BOTH) -> list[nn.Parameter]:
+        """The parameters an optimizer moves in a round, in a fixed order.
+
+        Args:
+            factors: which of the LoRA factors are trained; see `shared.adapter.trained_names`.
+        """
+        moved = {id(self._adapted[name]) for name in trained_names(self._adapted, factors)}
         modules = (self.text.peft, self.image.peft, self.fusion)
-        return [p for module in modules for p in module.parameters() if p.requires_grad]
+        return [p for module in modules for p in module.parameters() if id(p) in moved]
 
     @cached_property
     def schema(self) -> str:

@@ -31,6 +31,7 @@ CONFIG = TrainConfig(
     anchor_weight=1.0,
     known_item_weight=0.3,
     update_encoding="float32",
+    trained_factors="both",
 )
 
 

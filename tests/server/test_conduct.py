@@ -120,7 +120,9 @@ def test_every_round_is_told_once_with_who_was_rejected(small: SmallFederation) 
         "round 2",
         "  north",
     ]
-    assert lines[2].startswith("round 1: loss 1.0000, validation nDCG@10 0.5500, 2 of 2 regions, ")
+    assert lines[2].startswith(
+        "round 1: loss 1.0000, bias 0.00%, validation nDCG@10 0.5500, 2 of 2 regions, "
+    )
     assert lines[3] == "  north: region failed: ValueError"
 
 

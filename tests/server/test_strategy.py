@@ -83,7 +83,7 @@ def run(
     records: list[RoundRecord] = []
     adapters: list[Adapter] = []
 
-    def keep(record: RoundRecord, adapter: Adapter, traffic: Traffic) -> None:
+    def keep(record: RoundRecord, adapter: Adapter, memory: Adapter, traffic: Traffic) -> None:
         records.append(record)
         adapters.append(adapter)
 

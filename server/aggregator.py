@@ -1,0 +1,94 @@
+"""What becomes of one round's checked replies: the next adapter, and what is said of the round.
+
+The one way for it: headquarters goes it behind its checks, and `simulations.development` without
+a wire. Replies go in one at a time and in a fixed order.
+"""
+
+from dataclasses import dataclass
+
+from server.aggregation import new_mean
+from server.flower_rules import MAX_AT_ONCE, Reply, apply_rule, server_step
+from shared.adapter import Adapter, trained_names
+from shared.config import FACTORS, RULES, SERVER_OPTIMIZERS, FederationConfig
+from shared.errors import FederationError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one round.
+
+    Attributes:
+        adapter: the next global one.
+        memory: what headquarters must remember for the next round; empty for plain FedAvg.
+        loss: mean training loss, weighted by examples, nats.
+        bias: see `server.aggregation.Mean`; None under a server optimizer or rule, whose adapter is
+            not meant to be the mean.
+        relative_bias: the same.
+    """
+
+    adapter: Adapter
+    memory: Adapter
+    loss: float
+    bias: float | None
+    relative_bias: float | None
+
+
+class Aggregator:
+    """Takes the replies of one round.
+
+    Args:
+        config: names aggregation and strategy.
+        server_round: of the federation.
+        sent: the adapter that the regions started from.
+        memory: of the outcome of the round before.
+    """
+
+    def __init__(
+        self, config: FederationConfig, server_round: int, sent: Adapter, memory: Adapter
+    ) -> None:
+        self._config, self._round, self._sent, self._memory = config, server_round, sent, memory
+        self._mean = new_mean(config.aggregation, sent)
+        self._replies: list[Reply] = []
+        self._losses, self._weight = 0.0, 0
+
+    def add(self, update: Adapter, num_examples: int, loss: float) -> None:
+        """Count a region in.
+
+        Raises:
+            FederationError: the strategy needs all replies at once, and these are too many.
+        """
+        self._losses += loss * num_examples
+        self._weight += num_examples
+        if self._config.strategy not in RULES:
+            self._mean.add(update, num_examples)
+            return
+        self._replies.append((update, num_examples, loss))
+        if len(self._replies) > MAX_AT_ONCE:
+            raise FederationError(
+                f"round {self._round}: {self._config.strategy} needs all replies at once, and there"
+                f" are more than {MAX_AT_ONCE}; choose a smaller cohort or another strategy"
+            )
+
+    def outcome(self) -> Outcome:
+        """What the replies make together; at least one must have been added.
+
+        Raises:
+            FederationError: too few replies for the strategy.
+        """
+        loss, strategy = self._losses / self._weight, self._config.strategy
+        trained = trained_names(self._sent, self._config.factors_of(self._round))
+        start = {name: self._sent[name] for name in trained}
+        if strategy in RULES:
+            ends = apply_rule(self._config, self._round, start, self._replies)
+            return Outcome(self._sent | ends, self._memory, loss, None, None)
+        mean = self._mean.value()
+        if strategy not in SERVER_OPTIMIZERS:
+            return Outcome(mean.adapter, self._memory, loss, mean.bias, mean.relative_bias)
+        reached = {name: mean.adapter[name] for name in trained}
+        ends, memory = server_step(self._config, self._round, start, reached, self._memory)
+        return Outcome(self._sent | ends, memory, loss, None, None)
+
+
+def method_name(config: FederationConfig) -> str:
+    """How updates become an adapter, for people: Flower's name, and what is averaged."""
+    return config.strategy + ("" if config.aggregation == FACTORS else f", {config.aggregation}")

@@ -1,0 +1,106 @@
+"""Every way to make an adapter of updates, in whole small federations of the real apps."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_world import run_config
+
+from client.worker import forget_workers, get_worker
+from server.history import History, RoundRecord
+from shared.adapter import Adapter, load_adapter
+from simulations.engine import run_engine
+
+NewRun = Callable[[str], Path]
+METHODS: dict[str, dict[str, str | float]] = {
+    "FedAvg, exact": {"aggregation": "exact"},
+    "FedAvg, alternate": {"aggregation": "alternate"},
+    "FedAvg, freeze_a": {"aggregation": "freeze_a"},
+    "FedAvgM": {"strategy": "FedAvgM"},
+    "FedAdam, alternate": {
+        "strategy": "FedAdam",
+        "aggregation": "alternate",
+        "server_learning_rate": 0.01,
+    },
+    "FedMedian": {"strategy": "FedMedian"},
+}
+
+
+def federate(run: Path, **knobs: str | float) -> History:
+    run_engine("local", run_config(run, **{"num_rounds": 3, **knobs}), num_regions=2)  # type: ignore[arg-type]
+    return History(run / "headquarters")
+
+
+def moved(history: History, number: int) -> set[str]:
+    """Names of the tensors in which any bit is another than the round before."""
+    before, after = history.adapter(number - 1), history.adapter(number)
+    return {name for name in after if not torch.equal(before[name], after[name])}
+
+
+def of_kind(adapter: Adapter, kind: str) -> set[str]:
+    return {name for name in adapter if f".lora_{kind}." in name}
+
+
+def uplink(records: list[RoundRecord]) -> list[int]:
+    return [record.uplink_bytes for record in records[1:]]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_named_and_after_an_interruption_ends_bit_equal(
+    name: str, new_run: NewRun
+) -> None:
+    whole, cut = federate(new_run("whole"), **METHODS[name]), new_run("cut")
+
+    def ctrl_c(done: int, total: int) -> None:
+        if History(cut / "headquarters").rounds()[-1].round == 1:
+            raise KeyboardInterrupt
+
+    get_worker(cut / "regions" / "south").on_step = ctrl_c  # north has trained by then
+    with pytest.raises(KeyboardInterrupt):
+        federate(cut, **METHODS[name])
+    forget_workers()
+    again = federate(cut, **METHODS[name])
+    for number in range(1, 4):
+        ours, theirs = whole.adapter(number), again.adapter(number)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert moved(whole, number)
+        assert whole.rounds()[number].method == name
+        assert whole.rounds()[number].rejected == []
+
+
+def test_factors_have_a_bias_and_exact_a_smaller_one(new_run: NewRun) -> None:
+    factors = federate(new_run("factors")).rounds()
+    exact = federate(new_run("exact"), aggregation="exact").rounds()
+    assert factors[0].bias is None
+    assert factors[1].bias is not None and exact[1].bias is not None
+    assert 0 < exact[1].bias < factors[1].bias  # round 1 has the same updates in both
+
+
+def test_freeze_a_leaves_a_and_sends_half(new_run: NewRun) -> None:
+    history, plain = federate(new_run("run"), aggregation="freeze_a"), federate(new_run("plain"))
+    adapter = history.adapter(0)
+    for number in range(1, 4):
+        assert moved(history, number) == set(adapter) - of_kind(adapter, "A")
+        assert history.rounds()[number].bias == 0
+    ratio = sum(uplink(history.rounds())) / sum(uplink(plain.rounds()))
+    assert 0.3 < ratio < 0.7
+
+
+def test_alternate_moves_b_and_a_in_turn(new_run: NewRun) -> None:
+    history = federate(new_run("run"), aggregation="alternate")
+    adapter = history.adapter(0)
+    for number, still in ((1, "A"), (2, "B"), (3, "A")):
+        assert moved(history, number) == set(adapter) - of_kind(adapter, still)
+        assert history.rounds()[number].bias == 0
+
+
+def test_what_rounding_took_waits_for_the_round_that_sends_it(new_run: NewRun) -> None:
+    run = new_run("run")
+    federate(run, aggregation="alternate")
+    kept = sorted((run / "regions/north/state/feedback").iterdir())
+    assert [path.name for path in kept] == ["round-2.safetensors", "round-3.safetensors"]
+    second, third = (load_adapter(path) for path in kept)
+    assert second.keys() == third.keys() == History(run / "headquarters").adapter(0).keys()
+    for name in of_kind(second, "A"):  # trained in round 2, and not in round 3
+        assert torch.equal(second[name], third[name])
