@@ -76,6 +76,14 @@ def test_a_value_of_another_type_is_named(key: str, value: object, expected: str
     [
         ("num-rounds", 0, "above 0"),
         ("min-regions", 0, "above 0"),
+        ("trimmed-share", 0.5, r"in \[0, 0.5\)"),
+        ("server-momentum", 1.0, r"in \[0, 1\)"),
+        ("server-beta-2", -0.1, r"in \[0, 1\)"),
+        ("server-learning-rate", -1.0, "0 or more"),
+        ("malicious-regions", -1, "0 or more"),
+        ("fairness", -0.5, "0 or more"),
+        ("selected-regions", 0, "above 0"),
+        ("server-tau", 0.0, "above 0"),
         ("local-epochs", -1, "above 0"),
         ("batch-size", 0, "above 0"),
         ("learning-rate", 0.0, "above 0"),
@@ -151,3 +159,28 @@ def test_knobs_are_read_as_the_type_of_their_default() -> None:
 def test_a_knob_that_cannot_be_set_is_one_line(pair: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse_knobs([pair])
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "trained"),
+    [
+        ("factors", ["both", "both", "both"]),
+        ("exact", ["both", "both", "both"]),
+        ("freeze_a", ["b", "b", "b"]),
+        ("alternate", ["b", "a", "b"]),  # B first: while it is zero, A has no gradient
+    ],
+)
+def test_the_aggregation_says_what_is_trained(aggregation: str, trained: list[str]) -> None:
+    config = parse_run_config({"aggregation": aggregation})
+    assert [config.train_config(number).trained_factors for number in (1, 2, 3)] == trained
+
+
+@pytest.mark.parametrize("key", ["aggregation", "strategy", "update-encoding"])
+def test_an_unknown_method_is_named_with_the_known_ones(key: str) -> None:
+    with pytest.raises(ConfigError, match=f'"{key}" is magic, must be one of '):
+        parse_run_config({key: "magic"})
+
+
+def test_a_server_optimizer_would_undo_exact_products() -> None:
+    with pytest.raises(ConfigError, match='"strategy" is FedAdam, must be FedAvg where "aggre'):
+        parse_run_config({"aggregation": "exact", "strategy": "FedAdam"})
