@@ -31,7 +31,8 @@ from torch.nn.functional import cross_entropy, normalize
 from benchmarks.encoding import plain_sentence_transformer
 from benchmarks.report import Report
 from benchmarks.timing import Spread, in_turns
-from client.training import TrainingData, train
+from client.objective import TrainingData
+from client.training import train
 from client.worker import Worker
 from shared.config import TrainConfig, parse_run_config
 from shared.encoders.encoder import Encoder

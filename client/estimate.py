@@ -21,8 +21,8 @@ from client.finding import Finding, byte_size, minutes
 
 if TYPE_CHECKING:  # torch and polars take seconds to import
     from client.clicks import Examples, ValidationSet
+    from client.objective import TrainingData
     from client.region import Region
-    from client.training import TrainingData
     from shared.config import FederationConfig
     from shared.encoders.encoder import Encoder, ProductPrefixes
 
@@ -338,7 +338,7 @@ def _sample_data(
     """As many products and queries, paired anyhow: how long a step takes is all that is asked."""
     from client.clicks import Examples
     from client.known_items import make_known_items
-    from client.training import make_training_data
+    from client.objective import make_training_data
     from shared.encoders.encoder import ProductPrefixes
     from shared.encoders.prefix_cache import image_prefixes, text_prefixes
 

@@ -22,8 +22,9 @@ from client.decisions import newest_decision
 from client.evaluation import compare, evaluate
 from client.feedback import Feedback
 from client.known_items import known_items_of
+from client.objective import TrainingData, make_training_data
 from client.region import Region, open_region, read_clicks
-from client.training import OnStep, TrainingData, make_training_data, train
+from client.training import OnStep, train
 from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
 from shared.adapter import Adapter, add, subtract
 from shared.compression import rounded

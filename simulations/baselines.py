@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from client.clicks import Examples
-from client.training import OnStep, TrainingData, make_training_data, train
+from client.objective import TrainingData, make_training_data
+from client.training import OnStep, train
 from client.worker import Worker
 from server.history import History, RoundRecord
 from shared.adapter import Adapter

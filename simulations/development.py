@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from client.clicks import Examples, make_examples, split_by_time
 from client.evaluation import K, mean_metrics, rank
 from client.known_items import known_items_of, make_known_items
+from client.objective import TrainingData, make_training_data
 from client.region import read_clicks
-from client.training import TrainingData, make_training_data, train
+from client.training import train
 from client.worker import Worker, get_worker
 from server.aggregator import Aggregator, Outcome
 from server.history import History

@@ -12,7 +12,8 @@ from torch import Tensor
 from client.batches import Batch, make_batch
 from client.clicks import Examples
 from client.known_items import make_known_items
-from client.training import TrainingData, batch_loss, make_training_data, train
+from client.objective import Objective, TrainingData, make_training_data
+from client.training import train
 from shared.adapter import Adapter
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes
@@ -164,17 +165,19 @@ def test_the_loss_is_that_of_its_definition(
 ) -> None:
     encoder.load_adapter(trained)
     config = weighed(alignment, anchor, known)
-    fast = float(batch_loss(encoder, data, whole(data), all_known(data), config).detach())
+    fast = float(Objective(encoder, data, config).loss(whole(data), all_known(data)).detach())
     slow = slow_loss(encoder, data, photos, alignment, anchor, known)
     assert fast == pytest.approx(slow, abs=2e-2)  # kept activations are float16
 
 
 def test_known_items_teach_the_catalogs_own_words(encoder: Encoder, data: TrainingData) -> None:
     start, losses = encoder.adapter(), []
-    for weight in (0.0, 3.0):
-        run(encoder, data, start, known_item_weight=weight, anchor_weight=0.0, local_epochs=10)
+    for used in (0.0, 3.0):
+        run(encoder, data, start, known_item_weight=used, anchor_weight=0.0, local_epochs=10)
         both = [
-            batch_loss(encoder, data, whole(data), all_known(data), weighed(0.0, 0.0, x)).detach()
+            Objective(encoder, data, weighed(0.0, 0.0, x))
+            .loss(whole(data), all_known(data))
+            .detach()
             for x in (1.0, 0.0)
         ]
         losses.append(float(both[0] - both[1]))
@@ -224,7 +227,7 @@ def test_a_product_without_photo_takes_no_part_in_the_alignment(
 
     def alignment(batch: Batch) -> float:
         losses = [
-            batch_loss(encoder, data, batch, None, weighed(weight, 0.0)).detach()
+            Objective(encoder, data, weighed(weight, 0.0)).loss(batch, None).detach()
             for weight in (1.0, 0.0)
         ]
         return float(losses[0] - losses[1])

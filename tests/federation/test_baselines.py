@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_world import federation
 
-from client.training import TrainingData
+from client.objective import TrainingData
 from client.worker import Worker, forget_workers, get_worker
 from server.history import History
 from shared.adapter import Adapter
