@@ -14,6 +14,8 @@ from torch import Tensor
 
 from client.clicks import Examples
 
+_SKIPPED = 0x73  # keeps the draw of hard negatives apart from the order of examples
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -21,7 +23,9 @@ class Batch:
 
     Attributes:
         query_rows: distinct queries, rows of `Examples.queries`, (U,).
-        product_rows: distinct products, catalog rows, (V,).
+        product_rows: distinct products, catalog rows, (V,): first the clicked ones, then those
+            that are there as hard negatives alone.
+        num_clicked: how many of them are clicked ones.
         query_index: row in `query_rows` of each example, (E,) int64.
         product_index: row in `product_rows` of each example, (E,) int64.
         weight: of each example, (E,) float32.
@@ -30,38 +34,81 @@ class Batch:
 
     query_rows: NDArray[np.int64]
     product_rows: NDArray[np.int64]
+    num_clicked: int
     query_index: Tensor
     product_index: Tensor
     weight: Tensor
     known_positive: Tensor
 
 
-def make_batch(examples: Examples, chosen: NDArray[np.int64]) -> Batch:
-    """Gather the examples `chosen` (E,) into a batch."""
+def make_batch(
+    examples: Examples,
+    chosen: NDArray[np.int64],
+    *,
+    hard_negatives: int = 0,
+    rng: np.random.Generator | None = None,
+) -> Batch:
+    """Gather examples into a batch.
+
+    Args:
+        examples: of a region.
+        chosen: which of them, (E,).
+        hard_negatives: skipped products of each of its queries that join it, at most.
+        rng: draws them where a query has more.
+    """
     queries, query_index = np.unique(examples.query_index[chosen], return_inverse=True)
-    products, product_index = np.unique(examples.product_row[chosen], return_inverse=True)
-    keys = queries[:, None] * examples.num_products + products[None, :]  # (U, V)
+    clicked, product_index = np.unique(examples.product_row[chosen], return_inverse=True)
+    products = clicked
+    if hard_negatives > 0:
+        rng = rng or np.random.default_rng(0)
+        drawn = [_skipped_of(examples, query, hard_negatives, rng) for query in queries.tolist()]
+        products = np.concatenate([clicked, np.setdiff1d(np.concatenate(drawn), clicked)])
     return Batch(
         query_rows=queries,
         product_rows=products,
+        num_clicked=len(clicked),
         query_index=torch.from_numpy(query_index),
         product_index=torch.from_numpy(product_index),
         weight=torch.from_numpy(examples.weight[chosen]),
-        known_positive=torch.from_numpy(np.isin(keys, examples.positives)),
+        known_positive=positives_among(examples, queries, products),
     )
 
 
-def epoch_batches(examples: Examples, *, batch_size: int, seed: list[int]) -> Iterator[Batch]:
+def positives_among(
+    examples: Examples, queries: NDArray[np.int64], products: NDArray[np.int64]
+) -> Tensor:
+    """Which of these products (V,) were ever clicked for which of these queries (U,), (U, V)."""
+    keys = queries[:, None] * examples.num_products + products[None, :]
+    return torch.from_numpy(np.isin(keys, examples.positives))
+
+
+def _skipped_of(
+    examples: Examples, query: int, most: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Rows of at most so many products that were skipped for a query."""
+    first, end = np.searchsorted(
+        examples.skipped, [query * examples.num_products, (query + 1) * examples.num_products]
+    )
+    rows = examples.skipped[first:end] % examples.num_products
+    return rows if len(rows) <= most else rng.choice(rows, most, replace=False)
+
+
+def epoch_batches(
+    examples: Examples, *, batch_size: int, seed: list[int], hard_negatives: int = 0
+) -> Iterator[Batch]:
     """Every example once, in seeded random order; the last batch may be smaller.
 
     Args:
         examples: E of them.
         batch_size: examples a batch.
         seed: of numpy's generator; the same numbers give the same order.
+        hard_negatives: skipped products that join a batch for each of its queries, at most.
     """
     order = np.random.default_rng(seed).permutation(len(examples.weight))
+    rng = np.random.default_rng([*seed, _SKIPPED])
     for start in range(0, len(order), batch_size):
-        yield make_batch(examples, order[start : start + batch_size])
+        chosen = order[start : start + batch_size]
+        yield make_batch(examples, chosen, hard_negatives=hard_negatives, rng=rng)
 
 
 def num_batches(examples: Examples, batch_size: int) -> int:

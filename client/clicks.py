@@ -23,7 +23,7 @@ All results are in canonical order (queries by text, products by row), so the or
 rows, and with it the way it was exported, changes nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,9 @@ class Examples:
         positives: `query_index * num_products + product_row` of every pair with any click, sorted,
             int64. An in-batch negative that is in it is no negative.
         num_products: rows of the catalog.
+        skipped: keys like those of `positives`, sorted, of products that stood above the last click
+            on a request for the query and were never clicked for it; none by default, since a
+            catalog's own words skip nothing.
     """
 
     queries: list[str]
@@ -65,6 +68,7 @@ class Examples:
     weight: NDArray[np.float32]
     positives: NDArray[np.int64]
     num_products: int
+    skipped: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -138,13 +142,15 @@ def make_examples(
         weight = weight * _relevance(pairs, prior_clicks, prior_looks)
     queries, query_index = _index_queries(pairs)
     product_row = _column(pairs, pl.col("product_row"))
+    positives = query_index * len(product_ids) + product_row  # sorted, as the pairs are
     return Examples(
         queries=queries,
         query_index=query_index,
         product_row=product_row,
         weight=weight.astype(np.float32),
-        positives=query_index * len(product_ids) + product_row,  # sorted, as the pairs are
+        positives=positives,
         num_products=len(product_ids),
+        skipped=np.setdiff1d(_skipped(clicks, product_ids, queries), positives),
     )
 
 
@@ -174,6 +180,32 @@ def make_validation_set(clicks: pl.DataFrame, product_ids: pl.Series) -> Validat
     return ValidationSet(queries, rows[: len(queries)], gains[: len(queries)])
 
 
+def _skipped(clicks: pl.DataFrame, product_ids: pl.Series, queries: list[str]) -> NDArray[np.int64]:
+    """Keys of what stood above the last click of a request and was not clicked in it.
+
+    Whoever clicked below it has most likely seen it (Joachims et al., SIGIR 2005, "skip above").
+    """
+    last = pl.col("position").filter(pl.col("clicked")).max().over("request_id")
+    rows = pl.DataFrame({"product_id": product_ids}).with_row_index("product_row")
+    asked = pl.DataFrame({"query": queries}, schema={"query": pl.String})
+    pairs = (
+        clicks.with_columns(query=_query())
+        .filter(~pl.col("clicked") & (pl.col("position") < last))
+        .join(rows, on="product_id")
+        .join(asked.with_row_index("number"), on="query")
+        .select("number", "product_row")
+        .unique()
+        .cast(pl.Int64)
+    )
+    key = pairs.select(key=pl.col("number") * len(product_ids) + pl.col("product_row"))["key"]
+    return key.to_numpy()
+
+
+def _query() -> pl.Expr:
+    """A query's text, white space apart."""
+    return pl.col("query").str.strip_chars().str.replace_all(r"\s+", " ")
+
+
 def _pairs(clicks: pl.DataFrame, product_ids: pl.Series) -> pl.DataFrame:
     """Everything that happened to each (query, product), sorted by both.
 
@@ -181,9 +213,8 @@ def _pairs(clicks: pl.DataFrame, product_ids: pl.Series) -> pl.DataFrame:
     action), looks (summed propensities) and weighted_clicks (clicks over clipped propensity).
     """
     rows = pl.DataFrame({"product_id": product_ids}).with_row_index("product_row")
-    query = pl.col("query").str.strip_chars().str.replace_all(r"\s+", " ")
     return (
-        clicks.with_columns(query=query, grade=_grade())
+        clicks.with_columns(query=_query(), grade=_grade())
         .filter(pl.col("query") != "")
         .join(rows, on="product_id")
         .group_by("query", pl.col("product_row").cast(pl.Int64))

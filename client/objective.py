@@ -4,20 +4,31 @@ Each term is a pure function of unit vectors in `shared.losses`; here they get t
 kept activations, and their weights, from the federation's knobs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.batches import Batch
+from client.batches import Batch, positives_among
 from client.clicks import Examples
+from client.recent import RecentProducts
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes
-from shared.losses import drift, image_text_loss, masked_info_nce
+from shared.losses import (
+    drift,
+    image_text_loss,
+    log_inclusion,
+    masked_info_nce,
+    match_loss,
+    too_alike,
+)
+
+_QUERY, _TEXT, _IMAGE, _ASKED, _ANSWER = ("query", "text", "image", "asked", "answer")
 
 
 @dataclass(frozen=True)
@@ -75,57 +86,191 @@ def make_training_data(
 
 
 class Objective:
-    """The joint loss of one region in one round.
+    """The joint loss of one region in one round, and its gradient.
 
     Args:
         encoder: its adapter is what is trained.
         data: see `TrainingData`.
-        config: weights of the terms.
+        config: weights of the terms, and which negatives there are.
     """
 
     def __init__(self, encoder: Encoder, data: TrainingData, config: TrainConfig) -> None:
         self._encoder, self._data, self._config = encoder, data, config
+        self._recent = RecentProducts(config.queue_size, encoder.dim, encoder.device)
+        self._log_q = _log_q(data.examples, config) if config.logq_correction else None
+        self._trained = encoder.trainable(config.trained_factors)
 
     def loss(self, batch: Batch, known: Batch | None) -> Tensor:
-        """Click term plus the weighted known-item, image-text and drift terms, nats, shape ()."""
+        """The loss of a step, nats, shape (), with its graph."""
+        encode = self._encodings(batch, known)
+        return self._joint({name: part() for name, part in encode.items()}, batch, known)[0]
+
+    def backward(self, batch: Batch, known: Batch | None) -> Tensor:
+        """Add a step's gradient to the adapter's, and remember its products.
+
+        Returns:
+            The loss, nats, shape (), without a graph.
+        """
+        encode = self._encodings(batch, known)
+        if self._config.chunk_size > 0:
+            loss, product = self._backward_by_chunks(encode, batch, known)
+        else:
+            vectors = {name: part() for name, part in encode.items()}
+            loss, product = self._joint(vectors, batch, known)
+            loss.backward(inputs=self._trained)  # type: ignore[no-untyped-call]
+        self._recent.push(batch.product_rows, product)
+        return loss.detach()
+
+    def _backward_by_chunks(
+        self, encode: Mapping[str, "_Encoding"], batch: Batch, known: Batch | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same gradient with the memory of one chunk (GradCache, arXiv:2101.06983).
+
+        All vectors are made without a graph; the loss gives the gradient of each; then they are
+        made again, chunk by chunk, and each chunk passes its part on to the adapter.
+        """
+        size = self._config.chunk_size
+        with torch.no_grad():
+            made = {k: torch.cat([c() for c in part.chunks(size)]) for k, part in encode.items()}
+        vectors = {name: tensor.requires_grad_() for name, tensor in made.items()}
+        loss, product = self._joint(vectors, batch, known)
+        wanted = [*vectors.values(), *self._trained]
+        loss.backward(inputs=wanted)  # type: ignore[no-untyped-call]
+        for name, part in encode.items():
+            gradient = vectors[name].grad
+            assert gradient is not None  # every vector is in the loss
+            for chunk, given in zip(part.chunks(size), torch.split(gradient, size), strict=True):
+                again = chunk()
+                if again.requires_grad:  # photos that nobody has are zeros
+                    again.backward(given, inputs=self._trained)  # type: ignore[no-untyped-call]
+        return loss, product
+
+    def _encodings(self, batch: Batch, known: Batch | None) -> dict[str, "_Encoding"]:
+        """What a step has to encode."""
+        text, image, products = (
+            self._encoder.text_vectors,
+            self._encoder.image_vectors,
+            self._data.products,
+        )
+        encode = {
+            _QUERY: _Encoding(partial(text, self._data.queries), batch.query_rows),
+            _TEXT: _Encoding(partial(text, products.texts), batch.product_rows),
+            _IMAGE: _Encoding(partial(image, products.images), batch.product_rows),
+        }
+        if known is not None:
+            encode[_ASKED] = _Encoding(partial(text, self._data.known_queries), known.query_rows)
+            encode[_ANSWER] = _Encoding(partial(text, products.texts), known.product_rows)
+        return encode
+
+    def _joint(
+        self, vectors: Mapping[str, Tensor], batch: Batch, known: Batch | None
+    ) -> tuple[Tensor, Tensor]:
+        """All terms with their weights, (), and the products' vectors (V, D)."""
         encoder, data, config = self._encoder, self._data, self._config
         temperature = encoder.fusion.temperature()
-        query = encoder.text_vectors(data.queries, batch.query_rows)  # (U, D)
-        text = encoder.text_vectors(data.products.texts, batch.product_rows)  # (V, D)
-        image = encoder.image_vectors(data.products.images, batch.product_rows)  # (V, D)
+        query, text, image = vectors[_QUERY], vectors[_TEXT], vectors[_IMAGE]
         product = encoder.fused(text, image, data.products, batch.product_rows)  # (V, D)
-        loss = _contrast(query, product, batch, temperature)
+        loss = self._clicks(query, product, batch, temperature)
         if known is not None:
-            asked = encoder.text_vectors(data.known_queries, known.query_rows)
-            answers = encoder.text_vectors(data.products.texts, known.product_rows)
-            # The temperature is the clicks' own: it must not follow easier queries.
             loss = loss + config.known_item_weight * _contrast(
-                asked, answers, known, temperature.detach()
+                vectors[_ASKED], vectors[_ANSWER], known, self._known_temperature(temperature)
             )
         both = data.products.images.present & data.products.has_text
         present = torch.from_numpy(both[batch.product_rows]).to(encoder.device)
         alignment = image_text_loss(image, text, present, temperature=temperature)
         base_query, base_text = (base.to(encoder.device) for base in _base_vectors(data, batch))
-        away = drift(query, base_query) + drift(text, base_text)
-        return loss + config.alignment_weight * alignment + config.anchor_weight * away
+        away = drift(query, base_query) + drift(text[: batch.num_clicked], base_text)
+        loss = loss + config.alignment_weight * alignment + config.anchor_weight * away
+        if config.match_weight > 0:
+            match = match_loss(image, text, present, temperature=temperature)
+            loss = loss + config.match_weight * match
+        return loss, product
+
+    def _clicks(self, query: Tensor, product: Tensor, batch: Batch, temperature: Tensor) -> Tensor:
+        """The click term, against the products of the batch and of recent steps."""
+        examples, limit = self._data.examples, self._config.negative_max_cosine
+        rows, recent = self._recent.others(batch.product_rows)
+        known = batch.known_positive
+        if len(rows) > 0:
+            product = torch.cat([product, recent])
+            known = torch.cat([known, positives_among(examples, batch.query_rows, rows)], dim=1)
+        known = known.to(query.device)
+        if limit < 1:
+            known = known | too_alike(
+                product,
+                batch.query_index.to(query.device),
+                batch.product_index.to(query.device),
+                num_queries=len(query),
+                cosine=limit,
+            )
+        if self._log_q is None:
+            return _contrast(query, product, batch, temperature, known)
+        log_q = (
+            self._log_q[0][torch.from_numpy(batch.query_rows)],
+            self._log_q[1][torch.from_numpy(np.concatenate([batch.product_rows, rows]))],
+        )
+        return _contrast(query, product, batch, temperature, known, log_q)
+
+    def _known_temperature(self, temperature: Tensor) -> Tensor:
+        """A fixed one, or the clicks' own, which must not follow easier queries."""
+        fixed = self._config.known_item_temperature
+        return torch.full_like(temperature, fixed) if fixed > 0 else temperature.detach()
 
 
-def _contrast(query: Tensor, product: Tensor, batch: Batch, temperature: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Encoding:
+    """Vectors to be made: of these rows (B,), by this function of rows."""
+
+    encode: Callable[[NDArray[np.int64]], Tensor]
+    rows: NDArray[np.int64]
+
+    def __call__(self) -> Tensor:
+        """Vectors (B, D)."""
+        return self.encode(self.rows)
+
+    def chunks(self, size: int) -> list["_Encoding"]:
+        """The same in parts of so many rows."""
+        starts = range(0, len(self.rows), size)
+        return [_Encoding(self.encode, self.rows[start : start + size]) for start in starts]
+
+
+def _log_q(examples: Examples, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """What is subtracted from the logits of each query (Q,) and each product (N,)."""
+    sizes = len(examples.queries), examples.num_products
+    counts = (
+        torch.from_numpy(np.bincount(rows, minlength=size))
+        for rows, size in zip((examples.query_index, examples.product_row), sizes, strict=True)
+    )
+    query, product = (log_inclusion(count, batch_size=config.batch_size) for count in counts)
+    return config.logq_correction * query, config.logq_correction * product
+
+
+def _contrast(
+    query: Tensor,
+    product: Tensor,
+    batch: Batch,
+    temperature: Tensor,
+    known_positive: Tensor | None = None,
+    log_q: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     device = query.device
+    known = batch.known_positive.to(device) if known_positive is None else known_positive
     return masked_info_nce(
         query,
         product,
         query_index=batch.query_index.to(device),
         product_index=batch.product_index.to(device),
         weight=batch.weight.to(device),
-        known_positive=batch.known_positive.to(device),
+        known_positive=known,
         temperature=temperature,
+        log_q_query=None if log_q is None else log_q[0].to(device),
+        log_q_product=None if log_q is None else log_q[1].to(device),
     )
 
 
 def _base_vectors(data: TrainingData, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Where the base puts a batch's queries (U, D) and product texts (V, D)."""
-    rows = np.searchsorted(data.clicked, batch.product_rows)
+    """Where the base puts a batch's queries (U, D) and the texts of its clicked products."""
+    rows = np.searchsorted(data.clicked, batch.product_rows[: batch.num_clicked])
     return torch.from_numpy(data.base_queries[batch.query_rows]), torch.from_numpy(
         data.base_texts[rows]
     )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from client.clicks import Examples, ValidationSet, make_examples, make_validation_set, split_by_time
 from client.decisions import newest_decision
-from client.evaluation import compare, evaluate
+from client.evaluation import K, compare, evaluate
 from client.feedback import Feedback
 from client.known_items import known_items_of
 from client.objective import TrainingData, make_training_data
@@ -243,11 +243,18 @@ class Worker:
         start = time.perf_counter()
         self.encoder.load_adapter(adapter)
         seed = [config.seed, server_round, *self.region.config.region.encode()]
-        loss = train(self.encoder, data, config, seed=seed, on_step=self.on_step)
+        validate = self._validated if self.validation.queries else None
+        loss = train(self.encoder, data, config, seed=seed, on_step=self.on_step, validate=validate)
         update = self.encoder.update(adapter, config.trained_factors)
         seconds = time.perf_counter() - start
         sent = self._sent(update, config.update_encoding, server_round, adapter, purpose=purpose)
         return Trained(sent, len(data.examples.weight), loss, seconds)
+
+    def _validated(self) -> float:
+        """nDCG@10 on validation clicks of the encoder as it is."""
+        held_out = self.validation
+        metrics = evaluate(self.encoder, self.products, self._validation_prefixes, held_out)
+        return metrics[f"ndcg@{K}"]
 
     def evaluate(self, adapter: Adapter) -> tuple[int, dict[str, float]]:
         """Number of validation queries, and mean metrics of `adapter` over them."""

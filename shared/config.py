@@ -44,6 +44,14 @@ class TrainConfig:
         alignment_weight: weight of the image-text term.
         anchor_weight: weight of the drift term, which holds texts near where the base puts them.
         known_item_weight: weight of the term for words of the catalog's own titles.
+        known_item_temperature: of that term; 0 takes the clicks' own.
+        match_weight: weight of the binary term of photos and texts of one product.
+        logq_correction: share of log popularity that is taken from logits, 0 to 1.
+        hard_negatives: skipped products that join a batch for each of its queries.
+        negative_max_cosine: a product nearer than this to a clicked one is no negative, at most 1.
+        queue_size: products of former steps that are negatives as well.
+        chunk_size: items encoded at a time; 0 encodes a batch at once.
+        patience: epochs without a better validation that end a round; 0 runs all.
         update_encoding: how the update crosses the wire; see `shared.compression`.
         trained_factors: which LoRA factors are trained in this round, "both", "a" or "b"; the
             others stay, and are not in the update.
@@ -58,6 +66,14 @@ class TrainConfig:
     alignment_weight: float
     anchor_weight: float
     known_item_weight: float
+    known_item_temperature: float
+    match_weight: float
+    logq_correction: float
+    hard_negatives: int
+    negative_max_cosine: float
+    queue_size: int
+    chunk_size: int
+    patience: int
     update_encoding: str
     trained_factors: str
 
@@ -86,6 +102,14 @@ class FederationConfig:
     alignment_weight: float
     anchor_weight: float
     known_item_weight: float
+    known_item_temperature: float
+    match_weight: float
+    logq_correction: float
+    hard_negatives: int
+    negative_max_cosine: float
+    queue_size: int
+    chunk_size: int
+    patience: int
     update_encoding: str
     aggregation: str
     strategy: str
@@ -223,6 +247,13 @@ def _check_ranges(config: FederationConfig) -> None:
         *not_negative,
         "anchor_weight",
         "known_item_weight",
+        "known_item_temperature",
+        "match_weight",
+        "logq_correction",
+        "hard_negatives",
+        "queue_size",
+        "chunk_size",
+        "patience",
         "region_wait_s",
         "gate_tolerance",
     ):
@@ -230,6 +261,9 @@ def _check_ranges(config: FederationConfig) -> None:
     for name, kind in get_type_hints(FederationConfig).items():
         if kind is float:
             _require(math.isfinite(getattr(config, name)), config, name, "must be finite")
+    _require(config.logq_correction <= 1, config, "logq_correction", "must be at most 1")
+    cosine = config.negative_max_cosine
+    _require(0 < cosine <= 1, config, "negative_max_cosine", "must be in (0, 1]")
     _require(0 < config.quorum <= 1, config, "quorum", "must be in (0, 1]")
     _require(config.task in TASKS, config, "task", f"must be one of {', '.join(TASKS)}")
     chosen = {"update_encoding": ENCODINGS, "aggregation": AGGREGATIONS, "strategy": STRATEGIES}

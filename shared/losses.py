@@ -1,7 +1,11 @@
 """Losses of click learning: pure functions on unit vectors."""
 
+from typing import Final
+
 import torch
 from torch import Tensor, nn
+
+_HALVINGS: Final = 40  # of an interval of logits: below float32's resolution
 
 
 def masked_info_nce(
@@ -13,6 +17,8 @@ def masked_info_nce(
     weight: Tensor,
     known_positive: Tensor,
     temperature: Tensor,
+    log_q_query: Tensor | None = None,
+    log_q_product: Tensor | None = None,
 ) -> Tensor:
     """Weighted, symmetric in-batch contrastive loss (CLIP, arXiv:2103.00020, fig. 3).
 
@@ -22,19 +28,25 @@ def masked_info_nce(
 
     Args:
         query: unit vectors of the distinct queries, (U, D).
-        product: unit vectors of the distinct products, (V, D).
+        product: unit vectors of the distinct products, (V, D); one that no example points at is a
+            negative and nothing else.
         query_index: row in `query` of each example, (E,) int64.
         product_index: row in `product` of each example, (E,) int64.
         weight: of each example, (E,), >= 0, not all 0.
         known_positive: (U, V) bool; true where the product is known to answer the query.
         temperature: > 0, shape ().
+        log_q_query: subtracted from the logits of each query as a candidate, (U,); see
+            `log_inclusion`.
+        log_q_product: the same of each product, (V,).
 
     Returns:
         Weighted mean over the examples of both directions' mean, in nats, shape ().
     """
     logits = query @ product.T / temperature  # (U, V)
-    to_product = _masked_cross_entropy(logits, known_positive, query_index, product_index)
-    to_query = _masked_cross_entropy(logits.T, known_positive.T, product_index, query_index)
+    products = logits if log_q_product is None else logits - log_q_product
+    queries = logits.T if log_q_query is None else logits.T - log_q_query
+    to_product = _masked_cross_entropy(products, known_positive, query_index, product_index)
+    to_query = _masked_cross_entropy(queries, known_positive.T, product_index, query_index)
     per_example = (to_product + to_query) / 2  # (E,)
     return (per_example * weight).sum() / weight.sum()
 
@@ -45,6 +57,55 @@ def _masked_cross_entropy(logits: Tensor, mask: Tensor, row: Tensor, target: Ten
     return nn.functional.cross_entropy(
         logits[row].masked_fill(others, -torch.inf), target, reduction="none"
     )
+
+
+def log_inclusion(counts: Tensor, *, batch_size: int) -> Tensor:
+    """Log probability that an item is in a batch: what logQ correction subtracts from its logits.
+
+    In-batch negatives are drawn as often as shoppers click, so a popular product is pushed away far
+    more often than a rare one. Subtracting log Q(item) from every logit, the positive's too, makes
+    the sampled softmax estimate the full one (Bengio and Senecal 2008; Yi et al., RecSys 2019,
+    "Sampling-bias-corrected neural modeling", eq. 3). Of E examples, B are drawn a batch, and
+
+        Q(item) = 1 - (1 - count / E)^B
+
+    is that at least one of them is the item's, since a batch holds an item once.
+
+    Args:
+        counts: examples of each item, (N,), >= 0; an item without any counts as if it had one.
+        batch_size: B, examples a batch.
+
+    Returns:
+        log Q, <= 0, (N,) float32.
+    """
+    share = counts.clamp(min=1).double() / counts.sum().clamp(min=1)
+    absent = (1 - share).clamp(min=0) ** batch_size
+    return torch.log1p(-absent).float()
+
+
+def too_alike(
+    product: Tensor, query_index: Tensor, product_index: Tensor, *, num_queries: int, cosine: float
+) -> Tensor:
+    """Products so like one that was clicked for a query that they may well answer it, too.
+
+    A click log names a few of the products that answer a query; among negatives from the top of a
+    list, most of those that it does not name are false (RocketQA, arXiv:2010.08191, section 3.2).
+
+    Args:
+        product: unit vectors, (V, D).
+        query_index: query of each example, (E,) int64.
+        product_index: row in `product` of each example, (E,) int64.
+        num_queries: U.
+        cosine: what is nearer than this to a clicked product is no negative; 1 leaves all.
+
+    Returns:
+        (U, V) bool.
+    """
+    with torch.no_grad():
+        clicked = product.new_zeros(num_queries, len(product))
+        clicked[query_index, product_index] = 1
+        alike = (product @ product.T > cosine).to(product.dtype)  # (V, V)
+        return clicked @ alike > 0
 
 
 def image_text_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature: Tensor) -> Tensor:
@@ -69,6 +130,44 @@ def image_text_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature
     forward = nn.functional.cross_entropy(logits, target)
     backward = nn.functional.cross_entropy(logits.T, target)
     return (forward + backward) / 2
+
+
+def match_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature: Tensor) -> Tensor:
+    """Binary cross-entropy: do this photo and this text belong to the same product?
+
+    Every pair of the batch is asked on its own (SigLIP, arXiv:2303.15343, eq. 1), with the P true
+    pairs and the P (P - 1) false ones counting the same, half each, so that the bias of SigLIP is
+    no parameter here: it is the one that fits the batch best, found by halving an interval,
+    and the loss is stationary in it.
+
+    Args:
+        image: unit vectors, (B, D).
+        text: unit vectors, (B, D).
+        present: (B,) bool; rows that have both.
+        temperature: > 0, shape ().
+
+    Returns:
+        Mean loss in nats, shape (); 0 where fewer than two rows have both.
+    """
+    rows = present.nonzero().flatten()
+    if len(rows) < 2:
+        return image.new_zeros(())
+    logits = image[rows] @ text[rows].T / temperature  # (P, P)
+    same = torch.eye(len(rows), device=logits.device)
+    weight = same / same.sum() / 2 + (1 - same) / (1 - same).sum() / 2  # sums to 1
+    return nn.functional.binary_cross_entropy_with_logits(
+        logits - _intercept(logits.detach(), same, weight), same, weight=weight, reduction="sum"
+    )
+
+
+def _intercept(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """What to subtract from logits so that the mean probability is the mean target, ()."""
+    low, high = logits.min() - 1, logits.max() + 1
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        excess = (weight * (torch.sigmoid(logits - middle) - target)).sum()
+        low, high = torch.where(excess > 0, middle, low), torch.where(excess > 0, high, middle)
+    return (low + high) / 2
 
 
 def drift(vectors: Tensor, base: Tensor) -> Tensor:

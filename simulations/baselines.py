@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.clicks import Examples
 from client.objective import TrainingData, make_training_data
@@ -105,14 +106,16 @@ def pooled_examples(parts: Sequence[Examples]) -> Examples:
     starts = np.cumsum([0, *(part.num_products for part in parts)])
     queries = sorted({query for part in parts for query in part.queries})
     row_of, total = {query: row for row, query in enumerate(queries)}, int(starts[-1])
-    query_index, product_row, weight, positives = [], [], [], []
+    query_index, product_row, weight = [], [], []
+    positives, skipped = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     for part, start in zip(parts, starts[:-1], strict=True):
         to_pool = np.array([row_of[query] for query in part.queries], dtype=np.int64)
         query_index.append(to_pool[part.query_index])
         product_row.append(part.product_row + start)
         weight.append(part.weight)
-        query, row = np.divmod(part.positives, part.num_products)
-        positives.append(to_pool[query] * total + row + start)
+        for keys, pooled in ((part.positives, positives), (part.skipped, skipped)):
+            query, row = np.divmod(keys, part.num_products)
+            pooled.append(to_pool[query] * total + row + start)
     return Examples(
         queries=queries,
         query_index=np.concatenate(query_index),
@@ -120,6 +123,7 @@ def pooled_examples(parts: Sequence[Examples]) -> Examples:
         weight=np.concatenate(weight),
         positives=np.sort(np.concatenate(positives)),
         num_products=total,
+        skipped=np.sort(np.concatenate(skipped)),
     )
 
 

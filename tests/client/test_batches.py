@@ -1,7 +1,10 @@
 """Batches: every example once, in seeded order, with the positives it must not push away."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,6 +88,44 @@ def test_a_query_or_product_that_repeats_is_encoded_once() -> None:
     assert batch.query_index.tolist() == [0, 0, 1]
     assert batch.product_index.tolist() == [0, 1, 1]
     assert batch.known_positive.tolist() == [[True, True], [False, True]]
+
+
+def with_skipped(seed: int) -> Examples:
+    """Random examples that skip every product that is no positive, for half of the queries."""
+    examples = random_examples(seed, 20)
+    others = np.setdiff1d(np.arange(4 * examples.num_products), examples.positives)
+    return dataclasses.replace(examples, skipped=others)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hard_negatives_are_skipped_products_of_the_batchs_queries(seed: int) -> None:
+    examples, chosen = with_skipped(seed), np.arange(0, 20, 3)
+    plain, hard = make_batch(examples, chosen), make_batch(examples, chosen, hard_negatives=2)
+    extra = hard.product_rows[hard.num_clicked :]
+    assert hard.num_clicked == plain.num_clicked == len(plain.product_rows)
+    assert hard.product_rows[: hard.num_clicked].tolist() == plain.product_rows.tolist()
+    assert len(np.unique(hard.product_rows)) == len(hard.product_rows)
+    assert len(extra) <= 2 * len(hard.query_rows)
+    keys = hard.query_rows[:, None] * examples.num_products + extra
+    assert np.isin(keys, examples.skipped).any(axis=0).all()
+    assert torch.equal(hard.product_index, plain.product_index)
+    assert torch.equal(hard.known_positive[:, : hard.num_clicked], plain.known_positive)
+
+
+def test_all_skipped_products_join_where_there_are_few() -> None:
+    examples = dataclasses.replace(random_examples(0, 20), skipped=np.array([3]))
+    positive = np.isin(examples.positives, [3]).any()
+    batch = make_batch(examples, np.arange(20), hard_negatives=5)
+    assert not positive and set(batch.product_rows[batch.num_clicked :]) <= {3}
+    assert 3 in batch.product_rows
+
+
+def test_hard_negatives_do_not_change_which_examples_are_in_a_batch() -> None:
+    examples = with_skipped(1)
+    plain = epoch_batches(examples, batch_size=6, seed=[3])
+    hard = epoch_batches(examples, batch_size=6, seed=[3], hard_negatives=1)
+    for one, other in zip(plain, hard, strict=True):
+        assert torch.equal(one.weight, other.weight)
 
 
 def test_no_examples_make_no_batches() -> None:

@@ -126,6 +126,40 @@ def test_one_example_a_clicked_pair():
     assert examples.query_index.flags.writeable and examples.product_row.flags.writeable
 
 
+def shown(query, *did, request):
+    """One request's list from the top: "" or what was done with each product."""
+    return [
+        impression(query, f"p{place}", done, request=request) | {"position": place + 1}
+        for place, done in enumerate(did)
+    ]
+
+
+def test_what_was_skipped_stood_above_the_last_click():
+    clicks = log(
+        *shown("a", "", "click", "", "cart", "", request="r0"),
+        *shown("b", "", "", request="r1"),  # no click: nothing is known to have been seen
+        *shown("b", "click", "", request="r2"),
+    )
+    examples = make_examples(clicks, IDS)
+    assert examples.queries == ["a", "b"]
+    assert examples.skipped.tolist() == [0, 2]
+
+
+def test_what_was_clicked_another_time_was_not_skipped():
+    rows = [*shown("a", "", "", "click", request="r0"), *shown(" a ", "click", request="r1")]
+    assert make_examples(log(*rows), IDS).skipped.tolist() == [1]
+
+
+@given(st.integers(0, 50))
+def test_skipped_and_clicked_products_of_a_query_are_disjoint(seed):
+    rng = np.random.default_rng(seed)
+    clicks = random_log(seed).with_columns(position=pl.Series(rng.integers(1, 9, 200)))
+    examples = make_examples(clicks, IDS)
+    assert not set(examples.skipped.tolist()) & set(examples.positives.tolist())
+    assert (np.diff(examples.skipped) > 0).all()
+    assert (examples.skipped < len(examples.queries) * len(IDS)).all()
+
+
 def test_spelling_apart_from_white_space_makes_a_query():
     clicks = log(*(impression(query, did="click") for query in ("a  b", " a b ", "a b", "A b", "")))
     assert make_examples(clicks, IDS).queries == ["A b", "a b"]

@@ -31,6 +31,14 @@ CONFIG = TrainConfig(
     alignment_weight=0.1,
     anchor_weight=1.0,
     known_item_weight=0.3,
+    known_item_temperature=0.0,
+    match_weight=0.0,
+    logq_correction=0.0,
+    hard_negatives=0,
+    negative_max_cosine=1.0,
+    queue_size=0,
+    chunk_size=0,
+    patience=0,
     update_encoding="float32",
     trained_factors="both",
 )
@@ -233,6 +241,159 @@ def test_a_product_without_photo_takes_no_part_in_the_alignment(
         return float(losses[0] - losses[1])
 
     assert alignment(batches[1]) == pytest.approx(alignment(batches[0]), abs=1e-5)
+
+
+# -- negatives -------------------------------------------------------------------------------------
+
+
+def gradients(encoder: Encoder, objective: Objective, *batches: Batch | None) -> Adapter:
+    encoder.fusion.zero_grad()
+    for parameter in encoder.trainable():
+        parameter.grad = None
+    objective.backward(*batches)
+    return {
+        str(at): p.grad.clone() for at, p in enumerate(encoder.trainable()) if p.grad is not None
+    }
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 100])
+def test_a_chunk_at_a_time_gives_the_gradient_of_the_whole_batch(
+    encoder: Encoder, data: TrainingData, trained: Adapter, chunk_size: int
+) -> None:
+    encoder.load_adapter(trained)
+    config = dataclasses.replace(CONFIG, match_weight=0.1, logq_correction=1.0)
+    chunked = dataclasses.replace(config, chunk_size=chunk_size)
+    batches = whole(data), all_known(data)
+    at_once = gradients(encoder, Objective(encoder, data, config), *batches)
+    in_chunks = gradients(encoder, Objective(encoder, data, chunked), *batches)
+    assert at_once.keys() == in_chunks.keys() and len(at_once) == len(encoder.trainable())
+    for name, gradient in at_once.items():
+        torch.testing.assert_close(in_chunks[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_without_photos_can_be_encoded_in_chunks(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    images = dataclasses.replace(data.products.images, present=np.zeros(6, np.bool_))
+    bare = dataclasses.replace(data, products=dataclasses.replace(data.products, images=images))
+    config = dataclasses.replace(CONFIG, chunk_size=2)
+    assert gradients(encoder, Objective(encoder, bare, config), whole(bare), None)
+
+
+def test_a_queue_makes_recent_products_negatives(encoder: Encoder, data: TrainingData) -> None:
+    """The second of two batches tells its queries' products from those of the first, too."""
+    config = dataclasses.replace(weighed(0.0, 0.0), queue_size=10)
+    first, second = (
+        make_batch(data.examples, np.array([0, 1])),
+        make_batch(data.examples, np.array([2, 3])),
+    )
+    objective = Objective(encoder, data, config)
+    alone = float(objective.loss(second, None).detach())
+    objective.backward(first, None)
+    queued = float(objective.loss(second, None).detach())
+    query = encoder.query_matrix(data.queries)
+    product, rows = encoder.product_matrix(data.products), [0, 4, 1, 2]
+    temperature = float(encoder.fusion.temperature().detach())
+    logits = torch.from_numpy(query[[1, 2]] @ product[rows].T) / temperature
+    weight = torch.tensor([2.0, 1.0])
+    target = torch.tensor([2, 3])
+    to_product = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    to_query = torch.nn.functional.cross_entropy(
+        logits[:, 2:].T, torch.tensor([0, 1]), reduction="none"
+    )
+    expected = float(((to_product + to_query) / 2 * weight).sum() / 3)
+    assert queued == pytest.approx(expected, abs=1e-4)
+    assert queued > alone
+
+
+def test_a_queued_product_that_answers_the_query_is_no_negative(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    config = dataclasses.replace(weighed(0.0, 0.0), queue_size=10)
+    objective = Objective(encoder, data, config)
+    batch = make_batch(data.examples, np.array([0]))
+    alone = float(objective.loss(batch, None).detach())
+    objective.backward(make_batch(data.examples, np.array([1])), None)  # query 0, product 4
+    assert float(objective.loss(batch, None).detach()) == pytest.approx(alone, abs=1e-6)
+
+
+def test_hard_negatives_are_pushed_away(encoder: Encoder, data: TrainingData) -> None:
+    """Query "coat" (1) skipped product 5, which nobody clicked."""
+    start, scores = encoder.adapter(), []
+    skipping = dataclasses.replace(data.examples, skipped=np.array([1 * 6 + 5]))
+    hard = again_from(encoder, data, skipping)
+    for count in (0, 1):
+        run(encoder, hard, start, hard_negatives=count, local_epochs=10, anchor_weight=0.0)
+        query = encoder.query_matrix(data.queries)[1]
+        scores.append(query @ encoder.product_matrix(data.products)[5])
+    assert scores[1] < scores[0]
+
+
+def test_a_product_too_like_a_clicked_one_is_no_negative(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    """With every product too alike, a batch of one query each has nothing to tell apart."""
+    config = dataclasses.replace(weighed(0.0, 0.0), negative_max_cosine=1e-3)
+    vectors = encoder.product_matrix(data.products)
+    assert (vectors[:5] @ vectors[:5].T > 1e-3).all()
+    strict = Objective(encoder, data, config).loss(whole(data), None)
+    assert float(strict.detach()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_known_items_may_have_a_temperature_of_their_own(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    own = float(encoder.fusion.temperature().detach())
+    losses = [
+        float(
+            Objective(encoder, data, dataclasses.replace(CONFIG, known_item_temperature=fixed))
+            .loss(whole(data), all_known(data))
+            .detach()
+        )
+        for fixed in (0.0, own, 10 * own)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[2] != pytest.approx(losses[0], abs=1e-3)
+
+
+# -- early stopping --------------------------------------------------------------------------------
+
+
+def test_a_round_ends_when_validation_falls_and_keeps_the_best_epoch(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    start, values, seen = encoder.adapter(), iter([0.3, 0.5, 0.4, 0.2]), list[Adapter]()
+
+    def validate() -> float:
+        seen.append(encoder.adapter())
+        return next(values)
+
+    config = dataclasses.replace(CONFIG, local_epochs=9, patience=2)
+    train(encoder, data, config, seed=[7, 1], validate=validate)
+    assert len(seen) == 4
+    assert equal(encoder.adapter(), seen[1])
+    assert equal(run(encoder, data, start, local_epochs=2), seen[1])
+
+
+def test_a_round_that_ends_by_itself_keeps_the_best_epoch_too(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    values, seen = iter([0.5, 0.4]), list[Adapter]()
+
+    def validate() -> float:
+        seen.append(encoder.adapter())
+        return next(values)
+
+    config = dataclasses.replace(CONFIG, local_epochs=2, patience=5)
+    train(encoder, data, config, seed=[7, 1], validate=validate)
+    assert equal(encoder.adapter(), seen[0])
+
+
+def test_without_patience_nobody_asks_for_validation(encoder: Encoder, data: TrainingData) -> None:
+    def validate() -> float:
+        raise AssertionError("asked")
+
+    train(encoder, data, CONFIG, seed=[7, 1], validate=validate)
 
 
 # -- learning --------------------------------------------------------------------------------------

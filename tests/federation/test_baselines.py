@@ -50,8 +50,8 @@ def pairs(data: TrainingData, ids: list[str]) -> list[tuple[str, str, float]]:
     )
 
 
-def positives(data: TrainingData, ids: list[str]) -> set[tuple[str, str]]:
-    queries, rows = np.divmod(data.examples.positives, data.examples.num_products)
+def positives(data: TrainingData, ids: list[str], kind: str = "positives") -> set[tuple[str, str]]:
+    queries, rows = np.divmod(getattr(data.examples, kind), data.examples.num_products)
     return {(data.examples.queries[q], ids[r]) for q, r in zip(queries, rows, strict=True)}
 
 
@@ -66,7 +66,8 @@ def test_the_pool_of_one_region_is_that_region(workers: list[Worker]) -> None:
     alone, pool = workers[0].training_data, pooled_data(workers[:1])
     assert pool.examples.queries == alone.examples.queries
     assert pool.examples.num_products == alone.examples.num_products
-    for name in ("query_index", "product_row", "weight", "positives"):
+    assert len(alone.examples.skipped) > 0  # otherwise this test says less
+    for name in ("query_index", "product_row", "weight", "positives", "skipped"):
         expected = getattr(alone.examples, name)
         np.testing.assert_array_equal(getattr(pool.examples, name), expected)
     for name in ("tokens", "offsets"):
@@ -82,6 +83,8 @@ def test_pooling_loses_and_invents_no_example(workers: list[Worker]) -> None:
     parts = [(worker.training_data, ids_of([worker])) for worker in workers]
     assert pairs(pool, ids) == sorted(pair for part in parts for pair in pairs(*part))
     assert positives(pool, ids) == set().union(*(positives(*part) for part in parts))
+    skipped = (positives(*part, "skipped") for part in parts)
+    assert positives(pool, ids, "skipped") == set().union(*skipped)
     assert (np.diff(pool.examples.positives) > 0).all()
 
 

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from shared.losses import image_text_loss, masked_info_nce
+from shared.losses import (
+    image_text_loss,
+    log_inclusion,
+    masked_info_nce,
+    match_loss,
+    too_alike,
+)
 
 Example = tuple[int, int, float]  # row of the query, row of the product, weight
 
@@ -230,3 +236,151 @@ def test_photos_and_texts_may_change_places() -> None:
     torch.testing.assert_close(
         image_text(image, text, [True] * 4), image_text(text, image, [True] * 4)
     )
+
+
+# -- popularity ------------------------------------------------------------------------------------
+
+
+def test_how_likely_an_item_is_in_a_batch_by_hand() -> None:
+    counts = torch.tensor([1, 3, 0])
+    one = log_inclusion(counts, batch_size=1).exp()
+    torch.testing.assert_close(one, torch.tensor([1 / 4, 3 / 4, 1 / 4]))
+    two = log_inclusion(counts, batch_size=2).exp()
+    torch.testing.assert_close(two, torch.tensor([7 / 16, 15 / 16, 7 / 16]))
+
+
+def test_an_item_that_every_example_has_is_in_every_batch() -> None:
+    assert log_inclusion(torch.tensor([5]), batch_size=3).tolist() == [0.0]
+
+
+def test_how_likely_it_is_agrees_with_drawing() -> None:
+    counts, generator = torch.tensor([1, 2, 7]), torch.Generator().manual_seed(0)
+    items = torch.repeat_interleave(torch.arange(3), counts)
+    drawn = items[torch.randint(10, (20_000, 4), generator=generator)]
+    seen = torch.stack([(drawn == item).any(dim=1).double().mean() for item in range(3)])
+    expected = log_inclusion(counts, batch_size=4).double().exp()
+    torch.testing.assert_close(seen, expected, atol=0.01, rtol=0)
+
+
+def corrected(batch: Batch, log_q_query: Tensor, log_q_product: Tensor) -> float:
+    query, product, examples, known = batch
+    queries, products, weights = zip(*examples, strict=True)
+    loss = masked_info_nce(
+        query,
+        product,
+        query_index=torch.tensor(queries),
+        product_index=torch.tensor(products),
+        weight=torch.tensor(weights),
+        known_positive=known,
+        temperature=torch.tensor(0.1),
+        log_q_query=log_q_query,
+        log_q_product=log_q_product,
+    )
+    return float(loss)
+
+
+def slow_corrected(batch: Batch, log_q_query: Tensor, log_q_product: Tensor) -> float:
+    """Each candidate's exponential over its probability, one at a time."""
+    query, product, examples, known = batch
+
+    def score(u: int, v: int, log_q: Tensor) -> float:
+        return math.exp(float(query[u] @ product[v]) / 0.1) / math.exp(float(log_q))
+
+    total = 0.0
+    for u, v, weight in examples:
+        products = [o for o in range(len(product)) if o == v or not known[u, o]]
+        queries = [o for o in range(len(query)) if o == u or not known[o, v]]
+        own = score(u, v, log_q_product[v]) / sum(score(u, o, log_q_product[o]) for o in products)
+        other = score(u, v, log_q_query[u]) / sum(score(o, v, log_q_query[o]) for o in queries)
+        total -= weight * (math.log(own) + math.log(other)) / 2
+    return total / sum(weight for _, _, weight in examples)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_correction_divides_by_how_likely_a_candidate_is(seed: int) -> None:
+    batch, generator = random_batch(seed), torch.Generator().manual_seed(seed)
+    log_q = [-3 * torch.rand(len(vectors), generator=generator) for vectors in batch[:2]]
+    slow = slow_corrected(batch, *log_q)
+    assert corrected(batch, *log_q) == pytest.approx(slow, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_where_all_are_equally_likely_the_correction_changes_nothing(seed: int) -> None:
+    batch = random_batch(seed)
+    log_q = [torch.full((len(vectors),), -1.5) for vectors in batch[:2]]
+    assert corrected(batch, *log_q) == pytest.approx(float(info_nce(*batch)), abs=1e-5)
+
+
+# -- false negatives -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_like_a_clicked_product_is_found_by_looking(seed: int) -> None:
+    query, product, examples, _ = random_batch(seed)
+    queries, products, _ = zip(*examples, strict=True)
+    fast = too_alike(
+        product,
+        torch.tensor(queries),
+        torch.tensor(products),
+        num_queries=len(query),
+        cosine=0.2,
+    )
+    slow = [
+        [
+            any(u == asked and product[v] @ product[other] > 0.2 for asked, v, _ in examples)
+            for other in range(len(product))
+        ]
+        for u in range(len(query))
+    ]
+    assert fast.tolist() == slow
+
+
+# -- same product ----------------------------------------------------------------------------------
+
+
+def match(image: Tensor, text: Tensor, present: list[bool], temperature: float = 0.1) -> Tensor:
+    return match_loss(image, text, torch.tensor(present), temperature=torch.tensor(temperature))
+
+
+def slow_match(image: Tensor, text: Tensor) -> float:
+    """One pair at a time, the best of many biases."""
+    size = len(image)
+
+    def loss(bias: float) -> float:
+        total = 0.0
+        for i in range(size):
+            for j in range(size):
+                z = float(image[i] @ text[j]) / 0.1 + bias
+                share = 1 / (2 * size) if i == j else 1 / (2 * size * (size - 1))
+                total += share * math.log1p(math.exp(-z if i == j else z))
+        return total
+
+    return min(loss(bias / 20) for bias in range(-400, 401))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_matching_is_that_of_its_definition(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    image, text = units(generator, 4), units(generator, 4)
+    fast = float(match(image, text, [True] * 4))
+    assert fast == pytest.approx(slow_match(image, text), abs=1e-3)
+
+
+def test_what_cannot_be_told_apart_costs_one_bit() -> None:
+    same = nn.functional.normalize(torch.ones(3, 6), dim=1)
+    assert float(match(same, same, [True] * 3)) == pytest.approx(math.log(2))
+
+
+def test_matching_photos_and_texts_cost_less_than_mixed_up_ones() -> None:
+    image = torch.eye(4, 6)
+    right, wrong = match(image, image, [True] * 4), match(image, image.roll(1, 0), [True] * 4)
+    assert float(right) < 0.01 < math.log(2) <= float(wrong) + 1e-6
+
+
+def test_matching_leaves_out_rows_that_miss_one_side() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, text = units(generator, 4), units(generator, 4)
+    kept = torch.tensor([0, 2, 3])
+    some = match(image, text, [True, False, True, True])
+    torch.testing.assert_close(some, match(image[kept], text[kept], [True] * 3))
+    assert float(match(image, text, [False, True, False, False])) == 0.0
