@@ -302,14 +302,17 @@ def _judgments(facts: _Facts) -> Finding:
 
 
 def _splits(facts: _Facts) -> Finding:
-    from client.clicks import make_examples, make_validation_set, split_by_time
+    from client.clicks import examples_of, make_validation_set, split_log
     from client.known_items import known_items_of
 
     region, clicks = _needed(facts.region, "catalog"), _needed(facts.clicks, "clicks")
-    parts = split_by_time(clicks, region.config.splits)
+    parts, chosen = split_log(clicks, region.config), region.config.clicks
     ids = region.catalog["product_id"]
-    examples = make_examples(parts.train, ids)
-    validation, gate = (make_validation_set(part, ids) for part in (parts.validation, parts.gate))
+    examples = examples_of(parts.train, ids, chosen)
+    validation, gate = (
+        make_validation_set(part, ids, min_propensity=chosen.min_propensity)
+        for part in (parts.validation, parts.gate)
+    )
     facts.splits = examples, validation, gate
     facts.known_items = known_items_of(region.texts, ids, parts.train).queries
     found = (

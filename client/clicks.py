@@ -19,21 +19,27 @@ where over all impressions of d for q
 - a and b are a Beta prior (a clicks in b looks), without which one lucky click would count as
   certainty.
 
+`[clicks]` of region.toml may choose another weighting: "inverse", log2(1 + S') with every value in
+S' over max(propensity, min_propensity), or "plain", log2(1 + S). It also says where propensities
+come from (`client.propensity`).
+
 All results are in canonical order (queries by text, products by row), so the order of the log's
 rows, and with it the way it was exported, changes nothing.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from shared.schema import SplitConfig
+from client.propensity import FILLED, HARVESTED, harvest, with_propensities
+from shared.schema import ClicksConfig, RegionConfig, SplitConfig
 
 CLICKED, CARTED, PURCHASED = 1, 2, 3  # grades of the most valuable action
 MIN_PROPENSITY = 0.1  # one click counts at most ten times: more would be noise
+Weighting = Literal["relevance", "inverse", "plain"]
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,17 @@ class ValidationSet:
         queries: unique query texts, sorted, length Q; each has a click.
         rows: catalog rows that were shown for each query, ascending, (R,) int64 each.
         gains: estimated relevance of those rows, >= 0, (R,) float64 each.
+        weights: of their clicks, the sum of 1 / max(propensity, its minimum), (R,) float64 each.
+        squares: the sum of the same squared, (R,) float64 each.
+        num_clicks: of the queries, all together.
     """
 
     queries: list[str]
     rows: list[NDArray[np.int64]]
     gains: list[NDArray[np.float64]]
+    weights: list[NDArray[np.float64]]
+    squares: list[NDArray[np.float64]]
+    num_clicks: int
 
 
 def split_by_time(clicks: pl.DataFrame, shares: SplitConfig) -> Splits:
@@ -109,6 +121,33 @@ def split_by_time(clicks: pl.DataFrame, shares: SplitConfig) -> Splits:
     )
 
 
+def split_log(clicks: pl.DataFrame, config: RegionConfig) -> Splits:
+    """`split_by_time`, with the propensities that a region chose.
+
+    Args:
+        clicks: all impressions, in `CLICK_COLUMNS`.
+        config: of the region. What has to be estimated is, from the training clicks alone.
+
+    Raises:
+        DataError: propensities must be estimated and cannot be.
+    """
+    splits, choice = split_by_time(clicks, config.splits), config.clicks.propensity
+    unsaid = choice == FILLED and clicks["propensity"].null_count() > 0
+    curve = harvest(splits.train) if unsaid or choice == HARVESTED else None
+    return Splits(
+        *(
+            with_propensities(part, curve, choice)
+            for part in (splits.train, splits.validation, splits.gate)
+        )
+    )
+
+
+def examples_of(clicks: pl.DataFrame, product_ids: pl.Series, config: ClicksConfig) -> Examples:
+    """`make_examples`, weighed as a region chose."""
+    options = config.model_dump(exclude={"propensity"})
+    return make_examples(clicks, product_ids, **options)
+
+
 def make_examples(
     clicks: pl.DataFrame,
     product_ids: pl.Series,
@@ -118,7 +157,8 @@ def make_examples(
     purchase_weight: float = 3.0,
     prior_clicks: float = 1.0,
     prior_looks: float = 4.0,
-    denoise: bool = True,
+    weighting: Weighting = "relevance",
+    min_propensity: float = MIN_PROPENSITY,
 ) -> Examples:
     """Make training examples by the formula at the top of this file.
 
@@ -130,15 +170,16 @@ def make_examples(
         purchase_weight: value of one that was purchased.
         prior_clicks: a in the formula, > 0.
         prior_looks: b in the formula, >= a.
-        denoise: without it, the second factor is 1.
+        weighting: see the top of this file.
+        min_propensity: of "inverse", the least that a value is divided by.
 
     Returns:
         Examples sorted by query, then product row. Queries by photo alone make none.
     """
     values = {CLICKED: click_weight, CARTED: cart_weight, PURCHASED: purchase_weight}
-    pairs = _pairs(clicks, product_ids).filter(pl.col("num_clicked") > 0)
-    weight = _engagement(pairs, values)
-    if denoise:
+    pairs = _pairs(clicks, product_ids, min_propensity).filter(pl.col("num_clicked") > 0)
+    weight = _engagement(pairs, values, "inverse_" if weighting == "inverse" else "num_")
+    if weighting == "relevance":
         weight = weight * _relevance(pairs, prior_clicks, prior_looks)
     queries, query_index = _index_queries(pairs)
     product_row = _column(pairs, pl.col("product_row"))
@@ -154,7 +195,9 @@ def make_examples(
     )
 
 
-def make_validation_set(clicks: pl.DataFrame, product_ids: pl.Series) -> ValidationSet:
+def make_validation_set(
+    clicks: pl.DataFrame, product_ids: pl.Series, *, min_propensity: float = MIN_PROPENSITY
+) -> ValidationSet:
     """Estimate from held-out impressions how relevant what was shown is.
 
     The gain of product d for query q is the inverse-propensity estimate of P(relevant),
@@ -167,17 +210,27 @@ def make_validation_set(clicks: pl.DataFrame, product_ids: pl.Series) -> Validat
     Args:
         clicks: impressions in `CLICK_COLUMNS`; a null `propensity` counts as 1.
         product_ids: product id of each catalog row.
+        min_propensity: the 0.1 of the formula, > 0.
 
     Returns:
         Queries with a click, what was shown for them and its gains; a query without is left out.
     """
-    pairs = _pairs(clicks, product_ids)
+    pairs = _pairs(clicks, product_ids, min_propensity)
     pairs = pairs.filter(pl.col("num_clicked").sum().over("query") > 0)
     queries, query_index = _index_queries(pairs)
     starts = np.searchsorted(query_index, np.arange(1, len(queries)))
-    rows = np.split(_column(pairs, pl.col("product_row")), starts)
-    gains = np.split(_column(pairs, pl.col("weighted_clicks") / pl.col("num_shown")), starts)
-    return ValidationSet(queries, rows[: len(queries)], gains[: len(queries)])
+
+    def split(column: pl.Expr) -> list[NDArray[Any]]:
+        return np.split(_column(pairs, column), starts)[: len(queries)]
+
+    return ValidationSet(
+        queries=queries,
+        rows=split(pl.col("product_row")),
+        gains=split(pl.col("weighted_clicks") / pl.col("num_shown")),
+        weights=split(pl.col("weighted_clicks")),
+        squares=split(pl.col("squared_clicks")),
+        num_clicks=int(pairs["num_clicked"].sum()),
+    )
 
 
 def _skipped(clicks: pl.DataFrame, product_ids: pl.Series, queries: list[str]) -> NDArray[np.int64]:
@@ -206,11 +259,13 @@ def _query() -> pl.Expr:
     return pl.col("query").str.strip_chars().str.replace_all(r"\s+", " ")
 
 
-def _pairs(clicks: pl.DataFrame, product_ids: pl.Series) -> pl.DataFrame:
+def _pairs(clicks: pl.DataFrame, product_ids: pl.Series, min_propensity: float) -> pl.DataFrame:
     """Everything that happened to each (query, product), sorted by both.
 
     Columns: query, product_row, num_shown, num_clicked, num_1 to num_3 (impressions by best
-    action), looks (summed propensities) and weighted_clicks (clicks over clipped propensity).
+    action), looks (summed propensities), weighted_clicks and squared_clicks (clicks over clipped
+    propensity, and over its square) and inverse_1 to inverse_3 (as num_1 to num_3, over clipped
+    propensity).
     """
     rows = pl.DataFrame({"product_id": product_ids}).with_row_index("product_row")
     return (
@@ -218,7 +273,7 @@ def _pairs(clicks: pl.DataFrame, product_ids: pl.Series) -> pl.DataFrame:
         .filter(pl.col("query") != "")
         .join(rows, on="product_id")
         .group_by("query", pl.col("product_row").cast(pl.Int64))
-        .agg(*_totals())
+        .agg(*_totals(min_propensity))
         .sort("query", "product_row")
     )
 
@@ -229,23 +284,28 @@ def _grade() -> pl.Expr:
     return grade.then(CLICKED).otherwise(0).cast(pl.Int64)
 
 
-def _totals() -> list[pl.Expr]:
-    grade = pl.col("grade")
-    counts = [(grade == g).sum().alias(f"num_{g}") for g in (CLICKED, CARTED, PURCHASED)]
+def _totals(min_propensity: float) -> list[pl.Expr]:
+    grade, grades = pl.col("grade"), (CLICKED, CARTED, PURCHASED)
+    counts = [(grade == g).sum().alias(f"num_{g}") for g in grades]
     looks = pl.col("propensity").fill_null(1.0)
-    clicks = pl.when(grade > 0).then(1.0 / looks.clip(lower_bound=MIN_PROPENSITY)).otherwise(0.0)
+    clicks = pl.when(grade > 0).then(1.0 / looks.clip(lower_bound=min_propensity)).otherwise(0.0)
+    inverse = [(clicks * (grade == g)).sort().sum().alias(f"inverse_{g}") for g in grades]
     return [
         pl.len().alias("num_shown"),
         (grade > 0).sum().alias("num_clicked"),
         looks.sort().sum().alias("looks"),  # sorted: float sums depend on order
         clicks.sort().sum().alias("weighted_clicks"),
+        (clicks**2).sort().sum().alias("squared_clicks"),
         *counts,
+        *inverse,
     ]
 
 
-def _engagement(pairs: pl.DataFrame, values: dict[int, float]) -> NDArray[np.float64]:
+def _engagement(pairs: pl.DataFrame, values: dict[int, float], counted: str) -> NDArray[np.float64]:
     """The first factor: log2(1 + summed values of actions), (E,)."""
-    total = pl.sum_horizontal(pl.col(f"num_{grade}") * value for grade, value in values.items())
+    total = pl.sum_horizontal(
+        pl.col(f"{counted}{grade}") * value for grade, value in values.items()
+    )
     return _column(pairs, (total + 1.0).log(2))
 
 

@@ -16,12 +16,14 @@ from shared.encoders.prefix_cache import TextPrefixes
 from shared.metrics import (
     Qrels,
     difference_of_gains,
+    effective_sample_size,
     gain_found,
     ideal_gain,
     mrr_at_k,
     ndcg_at_k,
     ndcg_of_gains,
     recall_at_k,
+    self_normalized,
 )
 from shared.retrieval.index import build_index, search_index
 from shared.wire import Difference
@@ -75,11 +77,24 @@ def evaluate(
         held_out: from `client.clicks.make_validation_set`.
 
     Returns:
-        By metric name; empty where there is no query.
+        By metric name, with SNIPS of the same order and the effective share of the clicks
+        (effective sample size over their number) beside it; empty where there is no query.
     """
     if not held_out.queries:
         return {}
-    return {f"ndcg@{K}": ndcg_of_gains(_ordered(encoder, products, queries, held_out), k=K)}
+    order = _order(encoder, products, queries, held_out)
+    gains, weights = (_in_order(values, order) for values in (held_out.gains, held_out.weights))
+    return {
+        f"ndcg@{K}": ndcg_of_gains(gains, k=K),
+        f"snips@{K}": self_normalized(weights, k=K),
+        "effective_share": _effective_share(held_out),
+    }
+
+
+def _effective_share(held_out: ValidationSet) -> float:
+    """Effective sample size over the number of clicks: how far few clicks decide, in (0, 1]."""
+    sums = (float(sum(part.sum() for part in p)) for p in (held_out.weights, held_out.squares))
+    return min(effective_sample_size(*sums) / max(held_out.num_clicks, 1), 1.0)
 
 
 def compare(
@@ -129,14 +144,26 @@ def _ordered(
     encoder: Encoder, products: ProductPrefixes, queries: TextPrefixes, held_out: ValidationSet
 ) -> list[NDArray[np.float64]]:
     """The gains of what each query was shown, in the encoder's order."""
+    return _in_order(held_out.gains, _order(encoder, products, queries, held_out))
+
+
+def _in_order(
+    values: Sequence[NDArray[np.float64]], order: Sequence[NDArray[np.int64]]
+) -> list[NDArray[np.float64]]:
+    return [part[places] for part, places in zip(values, order, strict=True)]
+
+
+def _order(
+    encoder: Encoder, products: ProductPrefixes, queries: TextPrefixes, held_out: ValidationSet
+) -> list[NDArray[np.int64]]:
+    """How the encoder orders what each query was shown, the best first, (R,) each."""
     shown = np.unique(np.concatenate(held_out.rows))
     vectors = encoder.product_matrix(products, shown)
     scores = encoder.query_matrix(queries) @ vectors.T  # (Q, S)
-    ordered = []
-    for score, rows, gains in zip(scores, held_out.rows, held_out.gains, strict=True):
-        order = np.lexsort((rows, -score[np.searchsorted(shown, rows)]))
-        ordered.append(gains[order])
-    return ordered
+    return [
+        np.lexsort((rows, -score[np.searchsorted(shown, rows)]))
+        for score, rows in zip(scores, held_out.rows, strict=True)
+    ]
 
 
 def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -17,7 +17,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from client.clicks import Examples, ValidationSet, make_examples, make_validation_set, split_by_time
+from client.clicks import (
+    Examples,
+    Splits,
+    ValidationSet,
+    examples_of,
+    make_validation_set,
+    split_log,
+)
 from client.decisions import newest_decision
 from client.evaluation import K, compare, evaluate
 from client.feedback import Feedback
@@ -120,17 +127,20 @@ class Worker:
         return int(self._clicks["clicked"].sum())
 
     @cached_property
+    def log(self) -> Splits:
+        """All impressions, split by time, with the propensities that are learned with."""
+        return split_log(self._clicks, self.region.config)
+
+    @cached_property
     def _splits(self) -> tuple[Examples, ValidationSet, ValidationSet]:
-        splits = split_by_time(self._clicks, self.region.config.splits)
-        ids = self.region.catalog["product_id"]
-        examples = make_examples(splits.train, ids)
+        ids, chosen = self.region.catalog["product_id"], self.region.config.clicks
+        examples = examples_of(self.log.train, ids, chosen)
         if len(examples.weight) == 0:
             raise DataError(f'region "{self.region.config.region}": no clicks to train on')
-        held_out = (
-            make_validation_set(splits.validation, ids),
-            make_validation_set(splits.gate, ids),
-        )
-        return examples, *held_out
+        least = chosen.min_propensity
+        validation = make_validation_set(self.log.validation, ids, min_propensity=least)
+        gate = make_validation_set(self.log.gate, ids, min_propensity=least)
+        return examples, validation, gate
 
     @property
     def examples(self) -> Examples:
@@ -195,8 +205,8 @@ class Worker:
 
     @cached_property
     def _known_items(self) -> Examples:
-        train = split_by_time(self._clicks, self.region.config.splits).train
-        return known_items_of(self.region.texts, self.region.catalog["product_id"], train)
+        ids = self.region.catalog["product_id"]
+        return known_items_of(self.region.texts, ids, self.log.train)
 
     @cached_property
     def _validation_prefixes(self) -> TextPrefixes:

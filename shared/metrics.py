@@ -118,6 +118,35 @@ def difference_of_gains(
     return ratio, variance
 
 
+def self_normalized(weights: Sequence[NDArray[np.float64]], *, k: int) -> float:
+    """SNIPS: the mean discount of clicked products, each click weighing 1 / propensity.
+
+    With w_i the inverse propensity of click i and rank_i where a ranking puts the product that was
+    clicked, sum of w_i [rank_i <= k] / log2(rank_i + 1) over the sum of w_i. The self-normalized
+    estimator (Swaminathan and Joachims, NeurIPS 2015) divides by the weights that were drawn
+    instead of their expectation, so a few large ones cannot push it out of [0, 1].
+
+    Args:
+        weights: summed w of each product that was shown, in ranked order, (R,) each.
+        k: how many ranks count, >= 1.
+
+    Returns:
+        A value in [0, 1]; 0 where there is no click.
+    """
+    total = sum(float(part.sum()) for part in weights)
+    return min(float(gain_found(weights, k=k).sum()) / total, 1.0) if total > 0 else 0.0
+
+
+def effective_sample_size(weights: float, squares: float) -> float:
+    """How many equally weighted clicks would know as much: (sum of w)^2 / sum of w^2 (Kish 1965).
+
+    Args:
+        weights: sum of w, >= 0.
+        squares: sum of w^2.
+    """
+    return weights**2 / squares if squares > 0 else 0.0
+
+
 def _discounted(gains: NDArray[np.float64]) -> float:
     return float((gains / np.log2(np.arange(2, len(gains) + 2))).sum())
 

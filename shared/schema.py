@@ -96,6 +96,19 @@ class SplitConfig(_Strict):
     gate: Fraction = 0.1
 
 
+class ClicksConfig(_Strict):
+    """What an impression of this region's log says; see docs/learning.md."""
+
+    # How likely a position was looked at: as the log says (1 where it does not), estimated where it
+    # does not, estimated everywhere, or 1 everywhere.
+    propensity: Literal["logged", "filled", "harvested", "ignored"] = "logged"
+    min_propensity: float = Field(default=0.1, gt=0, le=1)  # bounds what one click can count
+    weighting: Literal["relevance", "inverse", "plain"] = "relevance"  # of a clicked pair
+    click_weight: float = Field(default=1.0, gt=0)
+    cart_weight: float = Field(default=2.0, gt=0)
+    purchase_weight: float = Field(default=3.0, gt=0)
+
+
 class BaseConfig(_Strict):
     """The base this region works with, and whose releases it trusts."""
 
@@ -182,6 +195,7 @@ class RegionConfig(_Strict):
     base: BaseConfig
     data: DataConfig = DataConfig()
     splits: SplitConfig = SplitConfig()
+    clicks: ClicksConfig = ClicksConfig()
     headquarters: HeadquartersConfig | None = None  # None: a region of a simulation
     worker: WorkerConfig = WorkerConfig()
     publication: PublicationConfig = PublicationConfig()

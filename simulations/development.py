@@ -1,6 +1,6 @@
 """Compare choices of training on development queries, so that no test query is tuned on.
 
-    python -m simulations.development RUN [--set known-item-weight=0.1] [--rounds 8]
+    python -m simulations.development RUN [--set known-item-weight=0.1] [--rounds 8] [--seed 7]
 
 RUN is a folder that `fedshelf simulate` has made. A share of the queries that its shoppers asked in
 training is held out: every click on them is left out in every region, the rest is federated anew
@@ -26,19 +26,20 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from client.clicks import Examples, make_examples, split_by_time
+from client.clicks import Examples, examples_of
 from client.evaluation import K, mean_metrics, rank
 from client.known_items import known_items_of, make_known_items
 from client.objective import TrainingData, make_training_data
-from client.region import read_clicks
+from client.region import open_region
 from client.training import train
-from client.worker import Worker, get_worker
+from client.worker import Worker
 from server.aggregator import Aggregator, Outcome
 from server.history import History
 from shared.adapter import Adapter
 from shared.config import FederationConfig, parse_knobs, parse_run_config
 from shared.encoders.presets import cache_root
 from shared.errors import ConfigError, FedshelfError
+from shared.schema import ClicksConfig
 from simulations.baselines import pooled_products, validate
 from simulations.datasets.load import load_source
 from simulations.partition import region_names
@@ -76,12 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="development", description="Measure one choice.")
     parser.add_argument("run", type=Path, help='folder that "fedshelf simulate" made')
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="knobs")
+    parser.add_argument(
+        "--clicks", action="append", default=[], metavar="KEY=VALUE", help="[clicks] of region.toml"
+    )
+    parser.add_argument("--seed", type=int, help="of training; the run's own by default")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
     try:
         torch.set_num_threads(given.threads)
-        _federate(given.run, _config(given.run, given.rounds, given.knobs))
+        config = _config(given.run, given.rounds, given.knobs, given.seed)
+        _federate(given.run, config, _clicks_config(given.clicks))
     except FedshelfError as error:
         sys.exit(f"error: {error}")
 
@@ -141,12 +147,12 @@ def training_without(worker: Worker, held_out: set[str]) -> TrainingData:
         held_out: normalized texts.
     """
     region, ids = worker.region, worker.region.catalog["product_id"]
-    clicks = split_by_time(read_clicks(region), region.config.splits).train
+    clicks = worker.log.train
     kept = [normalize(text) not in held_out for text in clicks["query"]]
     clicks = clicks.filter(pl.Series(kept, dtype=pl.Boolean))
     return make_training_data(
         worker.encoder,
-        make_examples(clicks, ids),
+        examples_of(clicks, ids, region.config.clicks),
         _without(known_items_of(region.texts, ids, clicks), held_out),
         worker.query_prefixes,
         worker.products,
@@ -175,8 +181,9 @@ def measure(
     }
 
 
-def _federate(run: Path, config: FederationConfig) -> None:
-    workers = [get_worker(path.parent) for path in sorted((run / "regions").glob("*/region.toml"))]
+def _federate(run: Path, config: FederationConfig, clicks: ClicksConfig) -> None:
+    folders = [path.parent for path in sorted((run / "regions").glob("*/region.toml"))]
+    workers = [_worker(folder, clicks) for folder in folders]
     development = develop(run, workers)
     data = [training_without(worker, development.texts) for worker in workers]
     adapter = History(run / "headquarters").adapter(0)
@@ -186,6 +193,12 @@ def _federate(run: Path, config: FederationConfig) -> None:
         outcome = _round(workers, data, config, number, adapter, memory)
         adapter, memory = outcome.adapter, outcome.memory
         _say(f"round {number}", measure(workers, development, adapter))
+
+
+def _worker(folder: Path, clicks: ClicksConfig) -> Worker:
+    region = open_region(folder)
+    config = region.config.model_copy(update={"clicks": clicks})
+    return Worker(replace(region, config=config))
 
 
 def _round(
@@ -227,10 +240,17 @@ def _say(when: str, figures: dict[str, float]) -> None:
     print(f"{when:8}  {told}", flush=True)
 
 
-def _config(run: Path, rounds: int, knobs: Sequence[str]) -> FederationConfig:
-    spec = _read_spec(run)
+def _clicks_config(pairs: Sequence[str]) -> ClicksConfig:
+    try:
+        return ClicksConfig.model_validate(dict(pair.split("=", 1) for pair in pairs))
+    except ValueError as error:  # pydantic's is one, too
+        raise ConfigError(f"--clicks: {error}") from None
+
+
+def _config(run: Path, rounds: int, knobs: Sequence[str], seed: int | None) -> FederationConfig:
+    seed = _read_spec(run)["seed"] if seed is None else seed
     return parse_run_config(
-        {**parse_knobs(knobs), "run-dir": str(run), "num-rounds": rounds, "seed": spec["seed"]}
+        {**parse_knobs(knobs), "run-dir": str(run), "num-rounds": rounds, "seed": seed}
     )
 
 

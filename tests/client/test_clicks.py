@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.clicks import make_examples, make_validation_set, split_by_time
-from shared.schema import CLICK_COLUMNS, SplitConfig
+from client.clicks import make_examples, make_validation_set, split_by_time, split_log
+from shared.schema import CLICK_COLUMNS, RegionConfig, SplitConfig
 
 START = datetime(2025, 3, 1, tzinfo=UTC)
 IDS = pl.Series([f"p{i}" for i in range(6)])
@@ -166,10 +166,10 @@ def test_spelling_apart_from_white_space_makes_a_query():
 
 
 def test_weights_by_hand():
-    assert weight(impression(did="click"), denoise=False) == 1
-    assert weight(impression(did="cart"), denoise=False) == pytest.approx(math.log2(3))
-    assert weight(impression(did="purchase"), denoise=False) == 2
-    assert weight(impression(did="click"), impression(did="cart"), denoise=False) == 2
+    assert weight(impression(did="click"), weighting="plain") == 1
+    assert weight(impression(did="cart"), weighting="plain") == pytest.approx(math.log2(3))
+    assert weight(impression(did="purchase"), weighting="plain") == 2
+    assert weight(impression(did="click"), impression(did="cart"), weighting="plain") == 2
     assert weight(impression(did="click")) == pytest.approx(2 / 5)
     assert weight(impression(did="click"), impression(), impression()) == pytest.approx(2 / 7)
     low = impression(did="click", propensity=0.5), impression(propensity=0.25)
@@ -178,10 +178,10 @@ def test_weights_by_hand():
     assert weight(*surely) == pytest.approx(math.log2(8))
 
 
-@pytest.mark.parametrize("denoise", [True, False])
-def test_weight_grows_with_the_action(denoise):
+@pytest.mark.parametrize("weighting", ["relevance", "inverse", "plain"])
+def test_weight_grows_with_the_action(weighting):
     weights = [
-        weight(impression(did=did), denoise=denoise) for did in ("click", "cart", "purchase")
+        weight(impression(did=did), weighting=weighting) for did in ("click", "cart", "purchase")
     ]
     assert weights == sorted(set(weights))
 
@@ -191,6 +191,14 @@ def test_one_more_click_never_costs_and_one_more_look_never_gains(history):
     rows = [impression(did="click"), *(impression(did=did) for did in history)]
     assert weight(*rows, impression(did="click")) > weight(*rows)
     assert weight(*rows, impression()) < weight(*rows)
+
+
+def test_inverse_weights_by_hand():
+    low = [impression(did="click", propensity=1 / 4), impression(did="cart", propensity=1 / 2)]
+    assert weight(*low, weighting="inverse") == pytest.approx(math.log2(1 + 1 * 4 + 2 * 2))
+    clipped = impression(did="click", propensity=0.01)
+    assert weight(clipped, weighting="inverse") == pytest.approx(math.log2(1 + 10))
+    assert weight(clipped, weighting="inverse", min_propensity=0.5) == pytest.approx(math.log2(3))
 
 
 def test_a_stray_click_on_a_much_seen_product_counts_for_little():
@@ -210,6 +218,7 @@ def test_no_clicks_make_no_examples():
         assert examples.weight.shape == examples.positives.shape == (0,)
         held_out = make_validation_set(clicks, IDS)
         assert (held_out.queries, held_out.rows, held_out.gains) == ([], [], [])
+        assert (held_out.weights, held_out.squares, held_out.num_clicks) == ([], [], 0)
 
 
 # -- validation ------------------------------------------------------------------------------------
@@ -236,6 +245,28 @@ def test_gains_by_hand():
         "a": {5: pytest.approx(1 / 3)},
         "b": {1: 0, 3: pytest.approx((2 + 4) / 3)},
     }
+
+
+def test_the_weights_of_clicks_by_hand():
+    held_out = make_validation_set(
+        log(
+            impression("a", "p3", "click", propensity=1 / 2),
+            impression("a", "p3", "cart", propensity=1 / 4),
+            impression("a", "p3", propensity=1 / 4),
+            impression("a", "p1"),
+            impression("b", "p1", "click"),
+        ),
+        IDS,
+    )
+    assert [part.tolist() for part in held_out.weights] == [[0, 2 + 4], [1]]
+    assert [part.tolist() for part in held_out.squares] == [[0, 4 + 16], [1]]
+    assert held_out.num_clicks == 3
+
+
+def test_the_least_propensity_is_a_choice():
+    rows = log(impression(did="click", propensity=0.01))
+    gains = [make_validation_set(rows, IDS, min_propensity=p).gains[0].tolist() for p in (0.05, 1)]
+    assert gains == [[pytest.approx(20)], [1]]
 
 
 def test_a_purchase_is_a_click():
@@ -285,3 +316,63 @@ def test_permuting_rows_changes_no_gain(seed, random):
         assert len(rows) == len(values)
         assert values.min() >= 0
         assert 0 < values.max() <= 10
+
+
+# -- propensities ----------------------------------------------------------------------------------
+
+
+def region(choice):
+    base = {"path": "base", "fingerprint": "f", "release_key": "k", "releases": "r"}
+    return RegionConfig.model_validate(
+        {"region": "north", "base": base, "clicks": {"propensity": choice}}
+    )
+
+
+def moved(minutes=range(40)):
+    """Product 0 at position 1 and 2 by turns, clicked every time at 1 and every other time at 2."""
+    rows = []
+    for minute in minutes:
+        place = minute % 2
+        did = "click" if place == 0 or minute % 4 == 1 else ""
+        row = impression("a", "p0", did, request=f"r{minute}", minute=minute)
+        rows.append(row | {"position": place + 1, "propensity": 0.3 if minute % 3 == 0 else None})
+    return log(*rows)
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("logged", {(1, True): 0.3, (1, False): None, (2, True): 0.3, (2, False): None}),
+        ("filled", {(1, True): 0.3, (1, False): 1.0, (2, True): 0.3, (2, False): 0.5}),
+        ("harvested", {(1, True): 1.0, (1, False): 1.0, (2, True): 0.5, (2, False): 0.5}),
+        ("ignored", {(1, True): 1.0, (1, False): 1.0, (2, True): 1.0, (2, False): 1.0}),
+    ],
+)
+def test_where_propensities_come_from(choice, expected):
+    clicks = moved()
+    splits = split_log(clicks, region(choice))
+    parts = pl.concat([splits.train, splits.validation, splits.gate])
+    was_logged = dict(clicks.select("request_id", pl.col("propensity").is_not_null()).rows())
+    assert parts.height == clicks.height
+    for request, position, propensity in parts["request_id", "position", "propensity"].rows():
+        wanted = expected[position, was_logged[request]]
+        assert propensity == (wanted if wanted is None else pytest.approx(wanted, abs=1e-4))
+
+
+def test_nothing_is_estimated_where_the_log_says_all():
+    """`harvest` would refuse this log: no product has moved."""
+    clicks = log(*(impression(request=f"r{n}", propensity=0.4) for n in range(5)))
+    assert split_log(clicks, region("filled")).train["propensity"].unique().to_list() == [0.4]
+
+
+def test_held_out_clicks_do_not_estimate_what_they_are_measured_with():
+    """The last fifth, where position 2 is never clicked, is not asked."""
+    clicks = moved()
+    cut = clicks.with_columns(
+        clicked=pl.col("clicked") & ((pl.col("position") == 1) | (pl.int_range(pl.len()) < 32))
+    )
+    curves = [
+        split_log(part, region("harvested")).validation["propensity"].to_list()
+        for part in (clicks, cut)
+    ]
+    assert curves[0] == curves[1]

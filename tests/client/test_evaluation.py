@@ -12,12 +12,14 @@ from client.evaluation import compare, evaluate, mean_metrics, mean_over, rank
 from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
+from shared.metrics import effective_sample_size
 from shared.wire import Difference
 
 TITLES = ["leather boot", "wool jacket", "desk light", "smart mobile"]
 QUERIES = ["boot", "light", "wool"]
 Prefixes = tuple[ProductPrefixes, TextPrefixes]
 Vectors = NDArray[np.float32]
+NOTHING = ValidationSet([], [], [], [], [], 0)
 
 
 @pytest.fixture
@@ -63,19 +65,20 @@ def test_metrics_by_hand() -> None:
 
 def test_without_queries_there_is_nothing_to_measure(encoder: Encoder, prefixes: Prefixes) -> None:
     products, queries = prefixes
-    assert evaluate(encoder, products, queries, ValidationSet([], [], [])) == {}
+    assert evaluate(encoder, products, queries, NOTHING) == {}
     assert mean_metrics(np.empty((0, 10), np.int64), []) == {}
 
 
 def held_out(*gains: dict[int, float]) -> ValidationSet:
-    """Of `QUERIES`, what was shown and its gains, by catalog row."""
+    """Of `QUERIES`, what was shown once each and its gains, by catalog row."""
     rows = [np.array(sorted(shown), dtype=np.int64) for shown in gains]
     values = [np.array([shown[row] for row in sorted(shown)], dtype=float) for shown in gains]
-    return ValidationSet(QUERIES, rows, values)
+    squares, number = [part**2 for part in values], sum(int((v > 0).sum()) for v in values)
+    return ValidationSet(QUERIES, rows, values, values, squares, number)
 
 
-def slowly(encoder: Encoder, prefixes: Prefixes, shown: ValidationSet) -> float:
-    """Gain found over gain possible, pair by pair."""
+def slowly(encoder: Encoder, prefixes: Prefixes, shown: ValidationSet) -> tuple[float, float]:
+    """Gain found over gain possible and over all gain, pair by pair."""
     products, queries = prefixes
     product, query = encoder.product_matrix(products), encoder.query_matrix(queries)
     found = possible = 0.0
@@ -85,7 +88,7 @@ def slowly(encoder: Encoder, prefixes: Prefixes, shown: ValidationSet) -> float:
         ideal = sorted(gain.values(), reverse=True)[:10]
         found += sum(gain[row] / math.log2(place + 2) for place, row in enumerate(ordered))
         possible += sum(g / math.log2(place + 2) for place, g in enumerate(ideal))
-    return found / possible
+    return found / possible, found / sum(float(gains.sum()) for gains in shown.gains)
 
 
 def test_evaluate_equals_a_slow_reference(
@@ -101,8 +104,10 @@ def test_evaluate_equals_a_slow_reference(
                     for size in (4, 3, 2)
                 )
             )
-            expected = {"ndcg@10": pytest.approx(slowly(encoder, prefixes, shown))}
-            assert evaluate(encoder, *prefixes, shown) == expected
+            ndcg, snips = slowly(encoder, prefixes, shown)
+            metrics = evaluate(encoder, *prefixes, shown)
+            assert metrics["ndcg@10"] == pytest.approx(ndcg)
+            assert metrics["snips@10"] == pytest.approx(snips)
 
 
 def test_gains_in_the_encoders_own_order_are_perfect(
@@ -111,7 +116,7 @@ def test_gains_in_the_encoders_own_order_are_perfect(
     encoder.load_adapter(trained)
     ranked = rank(encoder, *prefixes, k=4)
     own = [{int(row): 1 / place for place, row in enumerate(row_list, 1)} for row_list in ranked]
-    assert evaluate(encoder, *prefixes, held_out(*own)) == {"ndcg@10": pytest.approx(1.0)}
+    assert evaluate(encoder, *prefixes, held_out(*own))["ndcg@10"] == pytest.approx(1.0)
     contrary = [{int(row): float(place) for place, row in enumerate(line)} for line in ranked]
     assert evaluate(encoder, *prefixes, held_out(*contrary))["ndcg@10"] < 1
 
@@ -123,7 +128,20 @@ def test_where_nothing_can_be_ordered_every_adapter_is_perfect(
     """One product, or all alike: what an adapter does with the others does not count."""
     for adapter in (encoder.adapter(), trained):
         encoder.load_adapter(adapter)
-        assert evaluate(encoder, *prefixes, held_out(*[shown] * 3)) == {"ndcg@10": 1.0}
+        assert evaluate(encoder, *prefixes, held_out(*[shown] * 3))["ndcg@10"] == 1.0
+
+
+def test_a_few_heavy_clicks_are_worth_fewer() -> None:
+    """Weights 1, 1 and 2: (1 + 1 + 2)^2 / (1 + 1 + 4) of 3 clicks."""
+    assert effective_sample_size(4.0, 6.0) == 16 / 6
+    assert effective_sample_size(0.0, 0.0) == 0.0
+
+
+def test_the_effective_share_is_that_of_the_clicks(encoder: Encoder, prefixes: Prefixes) -> None:
+    shown = held_out({0: 1.0, 1: 1.0, 2: 0.0}, {3: 2.0}, {0: 0.0})
+    assert evaluate(encoder, *prefixes, shown)["effective_share"] == pytest.approx(16 / 6 / 3)
+    alike = held_out({0: 5.0}, {3: 5.0}, {0: 0.0, 1: 5.0})
+    assert evaluate(encoder, *prefixes, alike)["effective_share"] == pytest.approx(1.0)
 
 
 # -- one adapter against others --------------------------------------------------------------------
@@ -147,8 +165,8 @@ def test_compare_equals_two_evaluations(
     shown, references = held_out(*SHOWN), others(encoder, trained)
     metrics, found = compare(encoder, *prefixes, shown, candidate=trained, references=references)
     encoder.load_adapter(trained)
-    assert metrics == evaluate(encoder, *prefixes, shown)
-    assert metrics["ndcg@10"] == pytest.approx(slowly(encoder, prefixes, shown))
+    assert metrics == {"ndcg@10": evaluate(encoder, *prefixes, shown)["ndcg@10"]}
+    assert metrics["ndcg@10"] == pytest.approx(slowly(encoder, prefixes, shown)[0])
     assert list(found) == [0, 3, 12]
     for number, reference in references.items():
         encoder.load_adapter(reference)
@@ -219,9 +237,8 @@ def test_the_other_way_round_the_sign_changes(
 def test_without_held_out_clicks_there_is_nothing_to_compare(
     encoder: Encoder, prefixes: Prefixes, trained: Adapter
 ) -> None:
-    nothing = ValidationSet([], [], [])
     metrics, found = compare(
-        encoder, *prefixes, nothing, candidate=trained, references={0: trained, 4: trained}
+        encoder, *prefixes, NOTHING, candidate=trained, references={0: trained, 4: trained}
     )
     assert metrics == {}
     assert found == {0: Difference(0, 0.0, 0.0), 4: Difference(0, 0.0, 0.0)}

@@ -19,6 +19,7 @@ from shared.metrics import (
     ndcg_judged_at_k,
     ndcg_of_gains,
     recall_at_k,
+    self_normalized,
 )
 
 METRICS = [ndcg_at_k, ndcg_judged_at_k, recall_at_k, mrr_at_k, judged_at_k]
@@ -325,3 +326,21 @@ def test_equals_ranx(ranx):
     expected = ranx.evaluate(theirs, ranx.Run(runs), names, return_mean=False)
     for name, metric in zip(names, [ndcg_at_k, recall_at_k, mrr_at_k], strict=True):
         assert metric(ranking(*lists), judgments(*qrels), k=10) == pytest.approx(expected[name])
+
+
+# -- SNIPS -----------------------------------------------------------------------------------------
+
+
+def test_snips_by_hand() -> None:
+    """Clicks of weight 2 on rank 1, 1 on rank 3 and, in another list, 3 on rank 2."""
+    lists = [np.array([2.0, 0.0, 1.0]), np.array([0.0, 3.0])]
+    expected = (2 + 1 / math.log2(4) + 3 / math.log2(3)) / 6
+    assert self_normalized(lists, k=10) == pytest.approx(expected)
+    assert self_normalized(lists, k=1) == pytest.approx(2 / 6)
+
+
+def test_snips_knows_no_scale_and_no_click_scores_nothing() -> None:
+    lists = [np.array([0.5, 0.0, 4.0])]
+    assert self_normalized([10 * lists[0]], k=10) == pytest.approx(self_normalized(lists, k=10))
+    assert self_normalized([np.zeros(3)], k=10) == 0.0
+    assert self_normalized([np.array([3.0, 0.0])], k=10) == 1.0
