@@ -379,6 +379,7 @@ def _base(facts: _Facts) -> Finding:
 def _release(facts: _Facts) -> Finding:
     config = _needed(facts.config, "configuration")
     from client.indexing import read_for_base
+    from client.personal import adapter_path, read_personal_adapter
     from shared.retrieval.manifest import REBUILD, open_current_index, read_pointer
 
     state, digest = facts.folder / config.state, None
@@ -388,6 +389,9 @@ def _release(facts: _Facts) -> Finding:
     if pointer.release:
         folder = state / "releases" / str(pointer.release)
         digest = read_for_base(folder, pointer.release, config).encoder_digest
+        if adapter_path(state, pointer.release, pointer.encoder_digest).exists():
+            read_personal_adapter(state, pointer.release, pointer.encoder_digest)
+            digest = pointer.encoder_digest
     index = open_current_index(state, expected_digest=digest).manifest
     found = (
         f"release {pointer.release} in use, verified, with an index of"

@@ -328,7 +328,12 @@ def _open(folder: Path) -> "tuple[Region, Shelf, Encoder]":
     while True:
         pointer = read_pointer(region.state)
         try:
-            encoder = load_region_encoder(folder, region.config, release=pointer.release)
+            encoder = load_region_encoder(
+                folder,
+                region.config,
+                release=pointer.release,
+                encoder_digest=pointer.encoder_digest,
+            )
             index = open_current_index(region.state, expected_digest=encoder.digest)
             shelf = open_shelf(
                 region, index, encoder.encode_products, scratch=scratch_folder(region.state)

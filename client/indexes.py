@@ -6,6 +6,7 @@ from pathlib import Path
 from client.acceptance import after_swap
 from client.decisions import PublicationState, read_state, write_state
 from client.indexing import remove_indexes
+from client.personal import remove_personal
 from shared.audit import AuditLog
 from shared.errors import RetrievalError
 from shared.retrieval.manifest import (
@@ -77,6 +78,8 @@ def put_in_use(state: Path, record: PublicationState, opened: OpenIndex, *, now:
 def remove_unused(state: Path) -> None:
     """Keep the index in use, the previous release's, and those that a person may still want.
 
+    What was made of releases for this region alone is kept and removed with them.
+
     Args:
         state: the region's state folder. Hold `changing(state)`, and let nobody build an index.
     """
@@ -88,6 +91,11 @@ def remove_unused(state: Path) -> None:
     if record.pinned is not None and (pointer is None or pointer.release != record.pinned):
         keep |= _names(state, record.pinned)
     remove_indexes(state, keep=keep)
+    in_use = [one for one in (pointer, record.previous) if one is not None]
+    releases = {release_of(state / "indexes" / name) for name in keep}
+    if record.pinned is not None:
+        releases.add(record.pinned)
+    remove_personal(state, releases=releases, digests={one.encoder_digest for one in in_use})
 
 
 def current_pointer(state: Path) -> IndexPointer | None:

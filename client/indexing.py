@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.decisions import PublicationState, changing, read_state, write_state
+from client.personal import adapter_path, read_personal_adapter
 from client.region import Region
 from client.sources import ReleaseSource, open_source
 from shared.audit import AuditLog
 from shared.durable import locked, new_folder, set_aside
-from shared.errors import FedshelfError, ReleaseError, RetrievalError
+from shared.errors import FedshelfError, ReleaseError, RetrievalError, WireError
 from shared.release import (
     CurrentRelease,
     ReleaseManifest,
@@ -50,6 +51,7 @@ from shared.retrieval.vectors import VectorIndex
 from shared.schema import RegionConfig, load_region_config
 
 if TYPE_CHECKING:  # torch takes seconds to import, and pulling a release needs none of it
+    from shared.adapter import Adapter
     from shared.encoders.encoder import Encoder
 
 CHECKED_PRODUCTS = 256
@@ -84,6 +86,9 @@ class ReleaseEncoder(Protocol):
 
     def load_release(self, folder: Path) -> None:
         """Swap in the adapter of a verified release folder."""
+
+    def load_adapter(self, adapter: "Adapter") -> None:
+        """Swap an adapter in, all of it or nothing."""
 
 
 def pull_release(folder: Path, *, now: datetime | None = None) -> Path:
@@ -348,16 +353,19 @@ def check_index(index: OpenIndex, vectors: NDArray[np.float32]) -> None:
         )
 
 
-def load_region_encoder(folder: Path, config: RegionConfig, *, release: int) -> "Encoder":
+def load_region_encoder(
+    folder: Path, config: RegionConfig, *, release: int, encoder_digest: str = ""
+) -> "Encoder":
     """The region's encoder with one of its pulled releases, all verified.
 
     Args:
         folder: the region's folder.
         config: its `region.toml`.
         release: number of a pulled release; 0 is the base alone.
+        encoder_digest: of the encoder that made an index; see `load_pulled_release`.
 
     Returns:
-        An encoder whose digest is the release's.
+        An encoder whose digest is the release's, or that of what this region has made of it.
 
     Raises:
         BaseError: the base is missing, damaged or another one.
@@ -368,12 +376,17 @@ def load_region_encoder(folder: Path, config: RegionConfig, *, release: int) -> 
     base = config.base
     encoder = load_encoder(folder / base.path, device=config.device, expected=base.fingerprint)
     if release > 0:
-        load_pulled_release(encoder, folder, config, release=release)
+        load_pulled_release(encoder, folder, config, release=release, encoder_digest=encoder_digest)
     return encoder
 
 
 def load_pulled_release(
-    encoder: ReleaseEncoder, folder: Path, config: RegionConfig, *, release: int
+    encoder: ReleaseEncoder,
+    folder: Path,
+    config: RegionConfig,
+    *,
+    release: int,
+    encoder_digest: str = "",
 ) -> None:
     """Swap a pulled release into an encoder of the region's base.
 
@@ -382,9 +395,13 @@ def load_pulled_release(
         folder: the region's folder.
         config: its `region.toml`.
         release: number of a pulled release.
+        encoder_digest: of the encoder that made an index. Where it is not the release's own and
+            this region has made such an encoder of the release (`client.personal`), that one is
+            loaded; where it has not, the release is, and opening the index will say so.
 
     Raises:
-        ReleaseError: the release is missing, damaged, or gives another digest than it names.
+        ReleaseError: the release, or what was made of it, is missing, damaged, or gives another
+            digest than it is known by.
     """
     pulled = folder / config.state / "releases" / str(release)
     manifest = read_for_base(pulled, release, config)
@@ -393,6 +410,37 @@ def load_pulled_release(
         raise ReleaseError(
             f"{pulled}: gives encoder {encoder.digest[:12]}, its manifest names"
             f" {manifest.encoder_digest[:12]}; update fedshelf or pull another release"
+        )
+    state = folder / config.state
+    if encoder_digest not in ("", manifest.encoder_digest):
+        path = adapter_path(state, release, encoder_digest)
+        if path.exists():
+            load_personal(encoder, state, release=release, encoder_digest=encoder_digest)
+
+
+def load_personal(
+    encoder: ReleaseEncoder, state: Path, *, release: int, encoder_digest: str
+) -> None:
+    """Swap in what the region has made of a release.
+
+    Args:
+        encoder: of the region's base; its adapter is replaced.
+        state: the region's state folder.
+        release: number of the release.
+        encoder_digest: that the encoder must have afterwards.
+
+    Raises:
+        ReleaseError: it is missing, damaged, of another base, or gives another digest.
+    """
+    path = adapter_path(state, release, encoder_digest)
+    try:
+        encoder.load_adapter(read_personal_adapter(state, release, encoder_digest))
+    except WireError as error:
+        raise ReleaseError(f"{path}: {error}; the worker adapts the release again") from None
+    if encoder.digest != encoder_digest:
+        raise ReleaseError(
+            f"{path}: gives encoder {encoder.digest[:12]}, expected {encoder_digest[:12]}; the"
+            " worker adapts the release again"
         )
 
 

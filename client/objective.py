@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from client.batches import Batch, positives_among
 from client.clicks import Examples
@@ -89,16 +89,23 @@ class Objective:
     """The joint loss of one region in one round, and its gradient.
 
     Args:
-        encoder: its adapter is what is trained.
+        encoder: of the region's base.
         data: see `TrainingData`.
         config: weights of the terms, and which negatives there are.
+        parameters: what is trained; nothing else gets a gradient.
     """
 
-    def __init__(self, encoder: Encoder, data: TrainingData, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        data: TrainingData,
+        config: TrainConfig,
+        parameters: list[nn.Parameter],
+    ) -> None:
         self._encoder, self._data, self._config = encoder, data, config
         self._recent = RecentProducts(config.queue_size, encoder.dim, encoder.device)
         self._log_q = _log_q(data.examples, config) if config.logq_correction else None
-        self._trained = encoder.trainable(config.trained_factors)
+        self._trained = parameters
 
     def loss(self, batch: Batch, known: Batch | None) -> Tensor:
         """The loss of a step, nats, shape (), with its graph."""

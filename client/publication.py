@@ -40,12 +40,14 @@ from client.indexes import (
 )
 from client.indexing import (
     disk_errors,
+    load_personal,
     load_pulled_release,
     provide_release,
     read_for_base,
     read_statement,
     write_region_index,
 )
+from client.personal import Personal, read_personal_adapter, wanted_digest
 from client.region import Region
 from client.shelves import open_shelf, scratch_folder
 from shared.audit import AuditLog
@@ -74,6 +76,9 @@ class PublicationEncoder(Protocol):
     def load_release(self, folder: Path) -> None:
         """Swap in the adapter of a verified release folder."""
 
+    def load_adapter(self, adapter: "Adapter") -> None:
+        """Swap an adapter in, all of it or nothing."""
+
     def adapter(self) -> "Adapter":
         """A copy of the adapter."""
 
@@ -93,6 +98,8 @@ class PublicationEncoder(Protocol):
 
 Gate = Callable[["Adapter", "Adapter"], Measured]
 Tune = Callable[[NDArray[np.float32]], Tuned]
+
+Personalize = Callable[[int], Personal]
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,9 @@ class Publication:
             two rankers; without it that is the default.
         queries: vectors (Q, D) of the region's own queries by the encoder as it is loaded, which a
             large index is fitted to; without it, to perturbed products.
+        personalize: given the number of the release that is loaded, makes of it what this region
+            will answer with, keeps that in `state/personal` and leaves it loaded. It is asked where
+            `personalization.enabled` is set, once a release.
     """
 
     def __init__(
@@ -170,12 +180,15 @@ class Publication:
         gate: Gate | None = None,
         tune: Tune | None = None,
         queries: Callable[[], NDArray[np.float32]] | None = None,
+        personalize: Personalize | None = None,
     ) -> None:
         self._region, self._config, self._state = region, region.config, region.state
         self._encoder, self._products = encoder, products
         self._gate, self._tune, self._queries = gate, tune, queries
+        self._personalize = personalize if self._config.personalization.enabled else None
         self._audit = AuditLog(region.state / "audit.jsonl")
         self._verified: tuple[str, str] | None = None  # an index in use, and its catalog's digest
+        self._wanted: IndexPointer | None = None  # an index in use, of the encoder that is wanted
         self._failure = ""  # the last one noted; the same one every poll is noted once
 
     def step(self, *, now: datetime | None = None) -> Outcome:
@@ -311,7 +324,7 @@ class Publication:
         sound, reason = True, "no gate clicks were asked"
         if self._gate is not None:
             candidate = encoder.adapter()
-            measured = self._gate(candidate, self._load(self._in_use()).adapter())
+            measured = self._gate(candidate, self._load_in_use().adapter())
             sound, reason = _judged(measured, rule)
             decision = decision.model_copy(update=_figures(measured, rule))
         verdict: Verdict
@@ -330,6 +343,10 @@ class Publication:
         pointer = current_pointer(self._state)
         if pointer is None or not self._is_fresh(pointer):
             self._swap(self._build(self._in_use()), now)
+        elif not self._is_wanted(pointer):  # `region.toml` says otherwise than when it was built
+            encoder = self._load(pointer.release)
+            if encoder.digest != pointer.encoder_digest:
+                self._swap(self._index(encoder, pointer.release), now)
 
     def _is_fresh(self, pointer: IndexPointer) -> bool:
         if self._verified is None or self._verified[0] != pointer.index:
@@ -341,8 +358,28 @@ class Publication:
             self._verified = (pointer.index, opened.manifest.catalog_digest)
         return self._verified[1] == self._region.catalog_digest
 
+    def _is_wanted(self, pointer: IndexPointer) -> bool:
+        """Whether the encoder of the index in use is what this region wants of that release."""
+        if pointer.release == 0 or pointer == self._wanted:
+            return True
+        folder, digest = self._state / "releases" / str(pointer.release), pointer.encoder_digest
+        try:
+            own = read_for_base(folder, pointer.release, self._config).encoder_digest
+        except ReleaseError:  # no other index of it could be built
+            return True
+        try:
+            if digest != own:
+                read_personal_adapter(self._state, pointer.release, digest)
+        except ReleaseError:  # searches would have no encoder after the next start
+            return False
+        wanted = self._wanted_digest(pointer.release, own) == digest
+        self._wanted = pointer if wanted else None
+        return wanted
+
     def _build(self, release: int) -> OpenIndex:
-        encoder = self._load(release)
+        return self._index(self._load(release), release)
+
+    def _index(self, encoder: PublicationEncoder, release: int) -> OpenIndex:
         return self._write(self._encode(encoder), release, encoder.digest)
 
     def _write(self, vectors: NDArray[np.float32], release: int, digest: str) -> OpenIndex:
@@ -362,19 +399,58 @@ class Publication:
         return encoder.product_matrix(self._products())
 
     def _load(self, release: int) -> PublicationEncoder:
+        """The encoder with which this region answers from a release, if need be made now."""
         encoder = self._encoder()
         if release == 0:
             encoder.reset(seed=0)
-        else:
-            provide_release(self._region.folder, self._config, release)
-            load_pulled_release(encoder, self._region.folder, self._config, release=release)
+            return encoder
+        self._load_published(encoder, release)
+        if self._personalize is not None and not self._load_personal(encoder, release):
+            self._load_published(encoder, release)  # not what was found damaged
+            self._personalize(release)
         return encoder
+
+    def _load_published(
+        self, encoder: PublicationEncoder, release: int, encoder_digest: str = ""
+    ) -> None:
+        folder, config = self._region.folder, self._config
+        provide_release(folder, config, release)
+        load_pulled_release(encoder, folder, config, release=release, encoder_digest=encoder_digest)
+
+    def _load_personal(self, encoder: PublicationEncoder, release: int) -> bool:
+        """Load what was made of the release that is loaded; whether there is such, undamaged."""
+        own = encoder.digest
+        wanted = self._wanted_digest(release, own)
+        if wanted is None or wanted == own:
+            return wanted == own
+        try:
+            load_personal(encoder, self._state, release=release, encoder_digest=wanted)
+        except ReleaseError as error:
+            self._audit.append("release.personal_damaged", release=release, reason=str(error))
+            return False
+        return True
+
+    def _load_in_use(self) -> PublicationEncoder:
+        """The encoder of the index in use; of the base alone where there is none."""
+        pointer = current_pointer(self._state)
+        if pointer is None or pointer.release == 0:
+            return self._load(0)
+        encoder = self._encoder()
+        self._load_published(encoder, pointer.release, pointer.encoder_digest)
+        return encoder
+
+    def _wanted_digest(self, release: int, own: str) -> str | None:
+        if self._personalize is None:
+            return own
+        settings = self._config.personalization
+        return wanted_digest(self._state, release, release_digest=own, settings=settings)
 
     def _digest_of(self, release: int) -> str:
         if release == 0:
             return self._load(0).digest
         folder = provide_release(self._region.folder, self._config, release)
-        return read_for_base(folder, release, self._config).encoder_digest
+        own = read_for_base(folder, release, self._config).encoder_digest
+        return self._wanted_digest(release, own) or self._load(release).digest
 
     def _in_use(self) -> int:
         pointer = current_pointer(self._state)
@@ -498,7 +574,9 @@ def pin(folder: Path, number: int) -> str:
     digest = None
     if number > 0:
         pulled = state / "releases" / str(number)
-        digest = read_for_base(pulled, number, config).encoder_digest
+        own = read_for_base(pulled, number, config).encoder_digest
+        settings = config.personalization
+        digest = wanted_digest(state, number, release_digest=own, settings=settings)
     with disk_errors(state), changing(state):
         AuditLog(state / "audit.jsonl").append("release.pinned", release=number)
         record = read_state(state).model_copy(update={"pinned": number, "wanted": None})

@@ -29,6 +29,7 @@ def train(
     seed: list[int],
     on_step: OnStep | None = None,
     validate: Callable[[], float] | None = None,
+    only: list[nn.Parameter] | None = None,
 ) -> float:
     """Train the encoder's adapter in place.
 
@@ -40,15 +41,17 @@ def train(
         on_step: called with (steps done, steps in all).
         validate: how good the encoder is by later clicks, for early stopping (`patience`); without
             it nothing stops early.
+        only: the parameters to move; those that the config names by default.
 
     Returns:
         Mean loss over the steps, nats.
     """
-    parameters = encoder.trainable(config.trained_factors)
+    parameters = encoder.trainable(config.trained_factors) if only is None else only
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    objective, total = Objective(encoder, data, config), torch.zeros((), device=encoder.device)
+    objective = Objective(encoder, data, config, parameters)
+    total = torch.zeros((), device=encoder.device)
     steps, done = config.local_epochs * num_batches(data.examples, config.batch_size), 0
     stopping = None
     if validate and config.patience > 0:

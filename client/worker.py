@@ -8,6 +8,7 @@ adapters swapped in place; each region's data and kept activations stay its own.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from client.acceptance import not_inferior
 from client.clicks import (
     Examples,
     Splits,
@@ -30,6 +32,8 @@ from client.evaluation import K, compare, evaluate
 from client.feedback import Feedback
 from client.known_items import known_items_of
 from client.objective import TrainingData, make_training_data
+from client.personal import RELEASE, Personal, write_personal
+from client.personalization import choose, make_candidates
 from client.region import Region, open_region, read_clicks
 from client.training import OnStep, train
 from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
@@ -47,7 +51,7 @@ from shared.errors import ConfigError, DataError, RetrievalError
 from shared.retrieval.hybrid import Tuned
 from shared.retrieval.lexical import LexicalIndex, documents_of
 from shared.retrieval.manifest import read_pointer
-from shared.wire import LOCAL, MATRIX, PROTOCOL_VERSION, ROUND, Description, Difference
+from shared.wire import GATE, LOCAL, MATRIX, PROTOCOL_VERSION, ROUND, Description, Difference
 
 MAX_WORKERS = 256  # that stay in one process; a simulation of more opens regions again
 _ENCODERS: dict[tuple[str, str], Encoder] = {}
@@ -135,8 +139,6 @@ class Worker:
     def _splits(self) -> tuple[Examples, ValidationSet, ValidationSet]:
         ids, chosen = self.region.catalog["product_id"], self.region.config.clicks
         examples = examples_of(self.log.train, ids, chosen)
-        if len(examples.weight) == 0:
-            raise DataError(f'region "{self.region.config.region}": no clicks to train on')
         least = chosen.min_propensity
         validation = make_validation_set(self.log.validation, ids, min_propensity=least)
         gate = make_validation_set(self.log.gate, ids, min_propensity=least)
@@ -144,8 +146,15 @@ class Worker:
 
     @property
     def examples(self) -> Examples:
-        """Training examples, from the oldest clicks."""
-        return self._splits[0]
+        """Training examples, from the oldest clicks.
+
+        Raises:
+            DataError: there are none. Such a region takes releases, but no part in a round.
+        """
+        examples = self._splits[0]
+        if len(examples.weight) == 0:
+            raise DataError(f'region "{self.region.config.region}": no clicks to train on')
+        return examples
 
     @property
     def validation(self) -> ValidationSet:
@@ -303,6 +312,87 @@ class Worker:
         )
         return len(held_out.queries), metrics, differences
 
+    def personalize(self, release: int, config: TrainConfig) -> Personal:
+        """Make of a release what this region will answer with, and keep that in `state/personal`.
+
+        Args:
+            release: number of the release that is loaded; what was chosen is loaded afterwards.
+            config: of a round; see `client.personalization`.
+
+        Returns:
+            The record that was kept.
+        """
+        region, settings = self.region, self.region.config.personalization
+        published, release_digest = self.encoder.adapter(), self.encoder.digest
+        candidates = self._candidates(release, config)
+        choice, reason, measured = choose(
+            self._gains_over(published, candidates),
+            confidence=settings.confidence,
+            min_queries=settings.min_queries,
+        )
+        if choice != RELEASE and not self._holds_on_gate(candidates[choice], published):
+            choice, reason = RELEASE, f"gate clicks do not bear out {choice}: {reason}"
+        chosen = candidates.get(choice, published)
+        self.encoder.load_adapter(chosen)
+        record = Personal(
+            release=release,
+            release_digest=release_digest,
+            encoder_digest=self.encoder.digest,
+            choice=choice,
+            reason=reason,
+            num_queries=len(self.validation.queries),
+            measured=measured,
+            settings=settings,
+            time=datetime.now(UTC),
+        )
+        write_personal(region.state, record, chosen)
+        return record
+
+    def _candidates(self, release: int, config: TrainConfig) -> dict[str, Adapter]:
+        """None where nobody has clicked, or too little could be said of them to choose one."""
+        region, settings = self.region, self.region.config.personalization
+        few = len(self.validation.queries) < settings.min_queries
+        if few or len(self._splits[0].weight) == 0:
+            return {}
+        return make_candidates(
+            self.encoder,
+            self.training_data,
+            config,
+            settings,
+            seed=[release, *region.config.region.encode()],
+            on_step=self.on_step,
+        )
+
+    def _gains_over(
+        self, published: Adapter, candidates: Mapping[str, Adapter]
+    ) -> dict[str, Difference]:
+        """Each candidate less the release, by the encoder's order on validation clicks."""
+        numbered = dict(enumerate(candidates.values()))
+        _, lost = compare(
+            self.encoder,
+            self.products,
+            self._validation_prefixes,
+            self.validation,
+            candidate=published,
+            references=numbered,
+        )
+        return {
+            name: Difference(one.num_queries, -one.mean, one.variance)
+            for name, one in zip(candidates, lost.values(), strict=True)
+        }
+
+    def _holds_on_gate(self, chosen: Adapter, published: Adapter) -> bool:
+        """Whether gate clicks do not show that it is worse than the release, as shoppers see it."""
+        found, rule = self.compare(chosen, {0: published}, purpose=GATE)[2][0], self.region.config
+        return not_inferior(
+            found.num_queries,
+            found.mean,
+            found.variance,
+            tolerance=rule.publication.tolerance,
+            confidence=rule.publication.confidence,
+            min_queries=rule.publication.min_queries,
+        )[0]
+
     def tune(self, vectors: NDArray[np.float32]) -> Tuned:
         """The weight of the two rankers that this region's validation clicks choose.
 
@@ -340,7 +430,7 @@ class Worker:
     @cached_property
     def _untrained(self) -> NDArray[np.bool_]:
         """Validation queries that nobody clicked in training, (Q,)."""
-        trained = {query.casefold() for query in self.examples.queries}
+        trained = {query.casefold() for query in self._splits[0].queries}
         asked = [query.casefold() not in trained for query in self.validation.queries]
         return np.array(asked, np.bool_)
 

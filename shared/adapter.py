@@ -57,6 +57,11 @@ def add(sent: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> Adapter:
     }
 
 
+def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], weight: float) -> Adapter:
+    """A point between two adapters: exactly `start` at weight 0 and exactly `end` at 1."""
+    return {name: torch.lerp(start[name], end[name], weight) for name in sorted(start)}
+
+
 def norm(update: Mapping[str, Tensor]) -> float:
     """L2 norm over all tensors of an update."""
     squares = [tensor.double().square().sum() for tensor in update.values()]

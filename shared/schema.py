@@ -70,6 +70,7 @@ def _a_port(address: str) -> str:
 
 Address = Annotated[str, Field(pattern=rf"^{_HOST}:[0-9]{{1,5}}$"), AfterValidator(_a_port)]
 Fraction = Annotated[float, Field(ge=0.0, lt=0.5)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
 _WAY = r"^(current|previous|hybrid|dense|lexical)$"
 
 
@@ -154,6 +155,18 @@ class SharingConfig(_Strict):
     named: bool = False  # appear by name, not by number, in releases
 
 
+class PersonalizationConfig(_Strict):
+    """Whether a release is adapted to this region's own clicks; what that makes never leaves it."""
+
+    enabled: bool = False
+    passes: int = Field(default=4, ge=1, le=100)  # over the clicks to train on
+    learning_rate: float = Field(default=0.002, gt=0, le=1)  # of AdamW
+    # How far to go from the release (0) to the adapter fine-tuned from it (1); each is a candidate.
+    weights: tuple[Share, ...] = Field(default=(0.25, 0.5, 0.75, 1.0), max_length=16)
+    min_queries: int = Field(default=100, ge=2)  # with fewer validation queries nothing is adapted
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)  # that what is chosen beats the release
+
+
 class ExperimentConfig(_Strict):
     """Two ways to answer, interleaved in one list (team draft); `region report` has the verdict."""
 
@@ -200,6 +213,7 @@ class RegionConfig(_Strict):
     worker: WorkerConfig = WorkerConfig()
     publication: PublicationConfig = PublicationConfig()
     sharing: SharingConfig = SharingConfig()
+    personalization: PersonalizationConfig = PersonalizationConfig()
     serve: ServeConfig | None = None  # None: `region up` serves no searches
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _METHODS = (
     *("random", "bm25", "zero_shot", "hybrid_zero_shot", "local_only"),
-    *("federated", "hybrid", "rrf", "centralized"),
+    *("federated", "personalized", "hybrid", "rrf", "centralized"),
 )
 _UNION_METRICS = ("ndcg@10", "ndcg@10_judged", "judged@10")
 _EXAMPLES = {  # a region and a query worth trying
@@ -46,6 +46,9 @@ def simulate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the run config."),
     ] = None,
+    personalize: Annotated[
+        bool, typer.Option("--personalize", help="Regions adapt the release to their own clicks.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; runs/DATA-SEED if not given.")
     ] = None,
@@ -60,7 +63,8 @@ def simulate(
         threads = len(os.sched_getaffinity(0))
     fields = {"data": data, "regions": regions, "partition": partition, "rounds": rounds}
     fields |= {"preset": preset, "engine": engine, "device": device, "seed": seed}
-    result = _run(run, {**fields, "threads": threads, "knobs": parse_knobs(knob or [])})
+    fields |= {"threads": threads, "knobs": parse_knobs(knob or []), "personalize": personalize}
+    result = _run(run, fields)
     if as_json:
         typer.echo(json.dumps(result))
     else:

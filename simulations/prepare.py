@@ -32,7 +32,7 @@ from shared.encoders.presets import (
 from shared.errors import DataError, FederationError
 from shared.retrieval.index import build_index, search_index
 from shared.retrieval.lexical import LexicalIndex
-from shared.schema import BaseConfig, DataConfig, RegionConfig
+from shared.schema import BaseConfig, DataConfig, PersonalizationConfig, RegionConfig
 from simulations.clickmodel import simulate_clicks
 from simulations.datasets.load import load_source
 from simulations.datasets.source import Query, Source
@@ -84,6 +84,7 @@ def prepare(
     device: str,
     seed: int,
     progress: RunProgress,
+    personalize: bool = False,
 ) -> World:
     """Make the region folders, the base and the signing key of a run; once.
 
@@ -96,6 +97,7 @@ def prepare(
         device: for every region.
         seed: of every choice.
         progress: told what is going on.
+        personalize: whether every region adapts releases to its own clicks.
 
     Returns:
         What later stages need; kept in `world.json`, whose presence says this stage is complete.
@@ -129,7 +131,8 @@ def prepare(
     with progress.stage("base", f"Base: {preset}"):
         encoder = _make_base(run, source, preset, device, progress)
     with progress.stage("clicks", "Click logs"):
-        world = _write_logs(run, source, region_of, encoder, device, seed, progress)
+        settings = PersonalizationConfig(enabled=personalize)
+        world = _write_logs(run, source, region_of, encoder, device, seed, progress, settings)
     replace_file(path, canonical_json(asdict(world)))
     return world
 
@@ -175,6 +178,7 @@ def _write_logs(
     device: str,
     seed: int,
     progress: RunProgress,
+    personalization: PersonalizationConfig,
 ) -> World:
     seen, test = split_queries(source.queries)
     key = run / "headquarters" / "signing.key"
@@ -191,6 +195,7 @@ def _write_logs(
         ids = source.products["product_id"][rows].to_list()
         left_out[name] = write_qrels(folder, local[1], ids)
         config = _region_config(name, source, encoder.base, release_key, device)
+        config = config.model_copy(update={"personalization": personalization})
         write_region_toml(folder, config)
         progress.line(f"region {name}: {int(clicks['clicked'].sum())} clicks")
     if source.judged is not None:

@@ -29,6 +29,7 @@ METHODS = {
     "hybrid_zero_shot": ("hybrid, zero-shot", "BM25 mixed with the untrained base"),
     "local_only": ("local only", "each region trains alone on its own clicks"),
     "federated": ("federated", "regions train together; only adapters travel"),
+    "personalized": ("personalized", "federated, adapted at home to each region's own clicks"),
     "hybrid": ("hybrid", "what shoppers get: BM25 mixed with the federated encoder"),
     "rrf": ("RRF", "BM25 and federated fused by rank alone, without a weight"),
     "centralized": ("centralized", "all clicks pooled in one place: what federation avoids"),

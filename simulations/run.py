@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from client.indexing import build_region_index, pull_release
+from client.indexing import build_region_index, load_pulled_release, pull_release
 from client.worker import Worker, forget_workers, get_worker, resident_encoder
 from server.candidate import measured_quality, release_best
 from server.history import History, RoundRecord, by_region
@@ -27,6 +27,7 @@ from shared.config import FederationConfig, RunConfig, default_run_config, parse
 from shared.durable import canonical_json, replace_file
 from shared.encoders.encoder import Encoder
 from shared.errors import ConfigError, FedshelfError
+from shared.retrieval.manifest import read_pointer
 from simulations.baselines import (
     Pool,
     baselines_folder,
@@ -40,6 +41,7 @@ from simulations.prepare import World, prepare
 from simulations.progress import RunProgress
 from simulations.report import write_report
 from simulations.table import (
+    PERSONALIZED,
     RegionTable,
     UnionTable,
     compare_methods,
@@ -68,6 +70,7 @@ class Options:
         seed: of every choice.
         threads: of torch; results are bit-equal only for the same number.
         knobs: keys of the run config that differ from their defaults.
+        personalize: whether every region adapts the release to its own clicks.
     """
 
     data: str
@@ -80,6 +83,7 @@ class Options:
     seed: int
     threads: int
     knobs: RunConfig = field(default_factory=dict)
+    personalize: bool = False
 
 
 def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, An
     workers = _workers(run, progress)
     _baselines(workers, encoder, config, run, progress)
     number = _release(options, world, encoder, run, progress)
-    _index(workers, encoder, number, run, progress)
+    _index(workers, encoder, number, config, run, progress)
     tables, union = _evaluate(workers, world, run, options.seed, progress)
     result = _result(options, world, run, tables, union, encoder.digest, number, progress)
     write_report(run, result, _curves(run), _samples(tables, options.seed))
@@ -147,6 +151,7 @@ def _require_same_options(path: Path, asked: Mapping[str, Any]) -> None:
         made = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise ConfigError(f"{path}: damaged; choose another --out or remove that folder") from None
+    made = {"personalize": False, **made}  # a run from before there was this option
     for name, value in asked.items():
         if made.get(name) != value:
             option = "set" if name == "knobs" else name
@@ -167,6 +172,7 @@ def _prepare(options: Options, run: Path, progress: RunProgress) -> World:
             device=options.device,
             seed=options.seed,
             progress=progress,
+            personalize=options.personalize,
         )
     except FedshelfError:
         if not (run / "world.json").is_file():
@@ -285,14 +291,22 @@ def _published_number(registry: Path) -> int:
 
 
 def _index(
-    workers: Sequence[Worker], encoder: Encoder, number: int, run: Path, progress: RunProgress
+    workers: Sequence[Worker],
+    encoder: Encoder,
+    number: int,
+    config: FederationConfig,
+    run: Path,
+    progress: RunProgress,
 ) -> None:
     with progress.stage("index", "Indexes"):
         for worker in workers:
             folder = pull_release(worker.region.folder)
             encoder.load_release(folder)
-            vectors = encoder.product_matrix(worker.products)
             region = worker.region
+            if region.config.personalization.enabled:
+                made = worker.personalize(number, config.train_config(1))
+                progress.line(f"region {region.config.region}: {made.choice}; {made.reason}")
+            vectors = encoder.product_matrix(worker.products)
             tuned = worker.tune(vectors)
             index = build_region_index(
                 region,
@@ -322,7 +336,8 @@ def _evaluate(
         for worker in workers:
             name = f"local-{worker.region.config.region}"
             local = best_adapter(History(baselines_folder(run, name)))
-            tables.append(region_table(worker, {**shared, "local_only": local}, seed=seed))
+            adapters = {**shared, **_personalized(worker), "local_only": local}
+            tables.append(region_table(worker, adapters, seed=seed))
             progress.line(_what_shoppers_get(tables[-1]))
         union = None
         if world.judged:
@@ -333,8 +348,25 @@ def _evaluate(
     return tables, union
 
 
+def _personalized(worker: Worker) -> dict[str, Adapter]:
+    """The adapter with which a region answers, where it has adapted the release for itself."""
+    region = worker.region
+    if not region.config.personalization.enabled:
+        return {}
+    pointer = read_pointer(region.state)
+    load_pulled_release(
+        worker.encoder,
+        region.folder,
+        region.config,
+        release=pointer.release,
+        encoder_digest=pointer.encoder_digest,
+    )
+    return {PERSONALIZED: worker.encoder.adapter()}
+
+
 def _what_shoppers_get(table: RegionTable) -> str:
-    names = {"hybrid": "hybrid", "bm25": "words alone", "federated": "encoder alone"}
+    alone = PERSONALIZED if PERSONALIZED in table.rows else "federated"
+    names = {"hybrid": "hybrid", "bm25": "words alone", alone: "encoder alone"}
     figures = {word: table.rows[name].get("ndcg@10") for name, word in names.items()}
     told = [f"{word} {figure:.3f}" for word, figure in figures.items() if figure is not None]
     return f"region {table.worker.region.config.region}: nDCG@10 {', '.join(told) or 'unknown'}"

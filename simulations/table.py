@@ -1,8 +1,9 @@
 """The final table: every method on every region's test queries, over its whole catalog.
 
 Test queries come from each region's `qrels.parquet`, which nothing but this file reads. All dense
-methods rank through an exact FAISS index; `federated` through the one the region published, and
-`hybrid` through the shelf over it, from which a shopper is answered. Differences that a reader will
+methods rank through an exact FAISS index; `federated` (or `personalized`, where regions adapt the
+release) through the one the region published, and `hybrid` through the shelf over it, from which a
+shopper is answered. Differences that a reader will
 draw conclusions from are tested here too, since only here are the scores of single queries known.
 """
 
@@ -32,6 +33,7 @@ from simulations.baselines import pooled_products
 from simulations.prepare import lexical_rows
 
 ROWS = ("random", "bm25", "zero_shot", "local_only", "federated", "hybrid", "centralized")
+PERSONALIZED = "personalized"  # one more row, where regions adapt the release for themselves
 UNION_ROWS = (
     *("random", "bm25", "zero_shot", "hybrid_zero_shot"),
     *("federated", "hybrid", "rrf", "centralized"),
@@ -39,6 +41,7 @@ UNION_ROWS = (
 NDCG, NDCG_JUDGED, JUDGED = f"ndcg@{K}", f"ndcg@{K}_judged", f"judged@{K}"
 # What a reader will ask: does the mix beat words, does it beat the encoder, did training help?
 REGION_PAIRS = (("hybrid", "bm25"), ("hybrid", "federated"), ("federated", "zero_shot"))
+PERSONALIZED_PAIRS = ((PERSONALIZED, "federated"), (PERSONALIZED, "local_only"))
 UNION_PAIRS = (("hybrid", "bm25"), ("federated", "zero_shot"))
 _MIXES = {"zero_shot": "hybrid_zero_shot", "federated": "hybrid"}  # rows by the adapter in the mix
 
@@ -130,8 +133,9 @@ def region_table(worker: Worker, adapters: Mapping[str, Adapter], *, seed: int) 
     """Rank and measure every method in one region.
 
     Args:
-        worker: of the region; its published index is the federated one.
-        adapters: of `zero_shot`, `local_only`, `federated` and `centralized`.
+        worker: of the region; its published index is the federated one, or the personalized one.
+        adapters: of `zero_shot`, `local_only`, `federated` and `centralized`, and of `personalized`
+            where the region answers from that.
         seed: of the random row.
     """
     tests = judgments(read_qrels(worker.region), worker.region.catalog["product_id"])
@@ -140,25 +144,26 @@ def region_table(worker: Worker, adapters: Mapping[str, Adapter], *, seed: int) 
         "bm25": _bm25(worker.region, tests.queries),
     }
     prefixes = worker.query_prefixes(tests.queries)
-    for name in ("zero_shot", "local_only", "centralized"):
+    published = PERSONALIZED if PERSONALIZED in adapters else "federated"
+    for name in adapters.keys() - {published}:
         worker.encoder.load_adapter(adapters[name])
         ranked[name] = rank(worker.encoder, worker.products, prefixes, k=K)
-    worker.encoder.load_adapter(adapters["federated"])
+    worker.encoder.load_adapter(adapters[published])
     vectors, shelf = worker.encoder.query_matrix(prefixes), _published(worker)
-    ranked["federated"] = shelf.vectors.search(vectors, K)[1]
+    ranked[published] = shelf.vectors.search(vectors, K)[1]
     ranked["hybrid"] = shelf_rows(shelf, tests.queries, vectors, k=K)
-    rows = {name: mean_metrics(ranked[name], tests.qrels) for name in ROWS}
-    ranked = {name: ranked[name] for name in ROWS}
+    ranked = {name: ranked[name] for name in (*ROWS, PERSONALIZED) if name in ranked}
+    rows = {name: mean_metrics(found, tests.qrels) for name, found in ranked.items()}
     return RegionTable(worker, tests, ranked, rows, shelf.dense_weight)
 
 
 def summarize(tables: Sequence[RegionTable]) -> tuple[dict[str, dict[str, float]], ...]:
     """Mean over regions, each counting the same, and worst region of each metric, by method."""
-    measured = [table.rows for table in tables if table.tests.queries]
-    mean = {name: mean_over([rows[name] for rows in measured]) for name in ROWS}
+    measured, names = [table.rows for table in tables if table.tests.queries], tables[0].rows
+    mean = {name: mean_over([rows[name] for rows in measured]) for name in names}
     worst = {
         name: {metric: min(rows[name][metric] for rows in measured) for metric in mean[name]}
-        for name in ROWS
+        for name in names
     }
     return mean, worst
 
@@ -225,11 +230,15 @@ def compare_methods(
         seed: of the random swaps.
 
     Returns:
-        The pairs of `REGION_PAIRS`, then those of `UNION_PAIRS` over all products and over judged
-        ones; nothing for queries that there are not.
+        The pairs of `REGION_PAIRS` (and of `PERSONALIZED_PAIRS` where there is that row), then
+        those of `UNION_PAIRS` over all products and over judged ones; nothing for queries that
+        there are not.
     """
-    by_query = {name: {NDCG: _scores_by_query(tables, name)} for name in ROWS}
-    found = [_compare("regions", by_query, *pair, NDCG, seed=seed) for pair in REGION_PAIRS]
+    personalized = any(PERSONALIZED in table.ranked for table in tables)
+    pairs = [*REGION_PAIRS, *(PERSONALIZED_PAIRS if personalized else ())]
+    names = {name for pair in pairs for name in pair}
+    by_query = {name: {NDCG: _scores_by_query(tables, name)} for name in names}
+    found = [_compare("regions", by_query, a, b, NDCG, seed=seed) for a, b in pairs]
     if union is not None:
         found += [
             _compare("union", union.scores, *pair, metric, seed=seed)

@@ -145,7 +145,13 @@ class Service:
             region, replica = worker.region, worker.encoder.replica()
             replica.reset(seed=0)
             if pointer.release > 0:
-                load_pulled_release(replica, region.folder, region.config, release=pointer.release)
+                load_pulled_release(
+                    replica,
+                    region.folder,
+                    region.config,
+                    release=pointer.release,
+                    encoder_digest=pointer.encoder_digest,
+                )
             found = Edition(replica.digest, replica)
             self._editions[pointer.release] = found
         return found

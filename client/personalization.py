@@ -1,0 +1,94 @@
+"""Adapt a release to one region's clicks, and answer from that only where it is better beyond luck.
+
+The candidates beside the release as it is:
+
+    gate       the fusion gate alone, fine-tuned: how much photos count here (FedPer's idea of a
+               part that stays at home, arXiv:1912.00818)
+    tuned-w    release + w (fine-tuned - release), number by number (WiSE-FT, arXiv:2109.01903,
+               eq. 1): w = 1 is the adapter after some passes over the region's own clicks, less
+               forgets less of what the other regions taught
+
+The region's validation clicks choose: a candidate must beat the release with `confidence`, shared
+out among the candidates (Bonferroni), so that many candidates are no better than few at winning by
+luck. With too few validation queries, or none, it is the release.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from client.acceptance import lower_bound
+from client.personal import RELEASE, Measured
+from client.training import OnStep, TrainingData, train
+from shared.adapter import Adapter, interpolate
+from shared.config import TrainConfig
+from shared.encoders.encoder import Encoder
+from shared.schema import PersonalizationConfig
+from shared.wire import Difference
+
+GATE = "gate"
+
+
+def make_candidates(
+    encoder: Encoder,
+    data: TrainingData,
+    config: TrainConfig,
+    settings: PersonalizationConfig,
+    *,
+    seed: Sequence[int],
+    on_step: OnStep | None = None,
+) -> dict[str, Adapter]:
+    """Adapters that a region might answer with instead of the release.
+
+    Args:
+        encoder: holds the release; it is left with any of the candidates.
+        data: what the region trains on.
+        config: of a round; passes and learning rate are those of `settings`.
+        settings: of `region.toml`.
+        seed: of the order of examples.
+        on_step: called with (steps done, steps in all) of each of two trainings.
+
+    Returns:
+        By name, in the order of the module's docstring.
+    """
+    release = encoder.adapter()
+    config = replace(config, local_epochs=settings.passes, learning_rate=settings.learning_rate)
+    train(encoder, data, config, seed=[*seed], on_step=on_step, only=[encoder.fusion.gate])
+    candidates = {GATE: encoder.adapter()}
+    encoder.load_adapter(release)
+    train(encoder, data, config, seed=[*seed], on_step=on_step)
+    tuned = encoder.adapter()
+    return candidates | {
+        f"tuned-{weight:g}": interpolate(release, tuned, weight) for weight in settings.weights
+    }
+
+
+def choose(
+    gains: Mapping[str, Difference], *, confidence: float, min_queries: int
+) -> tuple[str, str, tuple[Measured, ...]]:
+    """The best of the candidates that beat the release, or the release.
+
+    Args:
+        gains: nDCG@10 of each candidate less that of the release, on validation clicks.
+        confidence: that luck makes no candidate win, in (0.5, 1), over all of them.
+        min_queries: with fewer it is the release, >= 2.
+
+    Returns:
+        The candidate's name or `RELEASE`; why, one line; and every candidate's figures.
+    """
+    enough = {name: one for name, one in gains.items() if one.num_queries >= min_queries}
+    single = 1 - (1 - confidence) / max(len(enough), 1)
+    measured = tuple(
+        Measured(
+            candidate=name,
+            mean_difference=one.mean,
+            lower_bound=lower_bound(one.num_queries, one.mean, one.variance, confidence=single),
+        )
+        for name, one in enough.items()
+    )
+    if not measured:
+        return RELEASE, f"too few clicks to choose by ({min_queries} queries needed)", ()
+    surest = [one for one in measured if one.lower_bound > 0]
+    best = max(surest or measured, key=lambda one: one.mean_difference)
+    figures = f"{best.candidate} {best.mean_difference:+.4f} nDCG@10 on validation clicks"
+    reason = f"{figures}, at least {best.lower_bound:+.4f}"
+    return (best.candidate if surest else RELEASE), reason, measured
