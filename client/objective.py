@@ -92,7 +92,8 @@ class Objective:
         encoder: of the region's base.
         data: see `TrainingData`.
         config: weights of the terms, and which negatives there are.
-        parameters: what is trained; nothing else gets a gradient.
+        parameters: what is trained, and nothing else gets a gradient; by default the factors that
+            the config names, and the scalars.
     """
 
     def __init__(
@@ -100,12 +101,12 @@ class Objective:
         encoder: Encoder,
         data: TrainingData,
         config: TrainConfig,
-        parameters: list[nn.Parameter],
+        parameters: list[nn.Parameter] | None = None,
     ) -> None:
         self._encoder, self._data, self._config = encoder, data, config
         self._recent = RecentProducts(config.queue_size, encoder.dim, encoder.device)
         self._log_q = _log_q(data.examples, config) if config.logq_correction else None
-        self._trained = parameters
+        self._trained = parameters or encoder.trainable(config.trained_factors)
 
     def loss(self, batch: Batch, known: Batch | None) -> Tensor:
         """The loss of a step, nats, shape (), with its graph."""
