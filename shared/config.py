@@ -24,7 +24,7 @@ SERVER_OPTIMIZERS = ("FedAvgM", "FedAdam", "FedYogi")  # see `server.flower_rule
 RULES = ("FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan", "QFedAvg")
 STRATEGIES = ("FedAvg", *SERVER_OPTIMIZERS, *RULES)
 BOTH, ONLY_A, ONLY_B = TRAINED_FACTORS = ("both", "a", "b")
-_NO_KNOBS = ("run-dir", "task", "gate", "num-rounds", "seed")  # an option says it, or nobody may
+NO_KNOBS = ("run-dir", "task", "gate", "num-rounds", "seed")  # an option says it, or nobody may
 _PACKAGE = Path(__file__).resolve().parent
 
 RunConfig = dict[str, str | int | float | bool]
@@ -205,7 +205,7 @@ def parse_knobs(pairs: Iterable[str]) -> RunConfig:
     Raises:
         ConfigError: an unknown key, no value, a value of another type, or one out of range.
     """
-    defaults = {k: v for k, v in default_run_config().items() if k not in _NO_KNOBS}
+    defaults = {k: v for k, v in default_run_config().items() if k not in NO_KNOBS}
     knobs: RunConfig = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")

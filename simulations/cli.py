@@ -1,7 +1,9 @@
-"""The command `fedshelf simulate`. Heavy imports happen only when it runs."""
+"""The commands `fedshelf simulate` and `compare`. Heavy imports happen only when they run."""
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +12,14 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from simulations.progress import RunProgress
+
 _METHODS = (
     *("random", "bm25", "zero_shot", "hybrid_zero_shot", "local_only"),
     *("federated", "personalized", "hybrid", "rrf", "centralized"),
 )
 _UNION_METRICS = ("ndcg@10", "ndcg@10_judged", "judged@10")
+_DATA_SETS = ("fashion", "icecat")  # those that lie in a folder
 _EXAMPLES = {  # a region and a query worth trying
     "synthetic": ("north", "red leather ankle boots"),
     "fashion": ("north", "black casual shoes for men"),
@@ -85,22 +90,84 @@ def _check_choices(preset: str, engine: str, device: str) -> None:
 
 
 def _run(run: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    from simulations.run import Options, simulate
+
+    with _progress_until_interrupted(run) as progress:
+        return simulate(Options(**fields), run, progress)
+
+
+@contextmanager
+def _progress_until_interrupted(kept: Path) -> "Iterator[RunProgress]":
+    """Progress on standard error; Ctrl-C ends the command with one line and exit code 130."""
     from rich.console import Console
 
     from simulations.progress import RunProgress
-    from simulations.run import Options, simulate
 
     progress = RunProgress(Console(stderr=True))
     try:
         with progress.running():
-            return simulate(Options(**fields), run, progress)
+            yield progress
     except KeyboardInterrupt:
         typer.echo(
-            f"interrupted; what is complete is kept in {run}. "
+            f"interrupted; what is complete is kept in {kept}. "
             "Give the same command again to go on.",
             err=True,
         )
         raise typer.Exit(130) from None
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Option(help="The experiment, a TOML file.")],
+    data_dir: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE=DIR", help="Where fashion or icecat lies; else $FEDSHELF_*."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of experiments; they share worlds and trainings in it.")
+    ] = Path("runs", "experiments"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
+) -> None:
+    """Compare methods over data sets and seeds, from one file to one table and one page."""
+    from simulations.comparison.spec import read_experiment
+
+    experiment, folders = read_experiment(config), _data_folders(data_dir or [])
+    from simulations.comparison.experiment import compare as run_experiment
+
+    with _progress_until_interrupted(out) as progress:
+        result = run_experiment(experiment, out, folders, progress)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        _print_experiment(result, out / experiment.experiment.name)
+
+
+def _data_folders(given: list[str]) -> dict[str, Path]:
+    """Where each data set lies: what the environment says, and over it the options."""
+    folders = {
+        source: Path(os.environ[f"FEDSHELF_{source.upper()}"])
+        for source in _DATA_SETS
+        if os.environ.get(f"FEDSHELF_{source.upper()}")
+    }
+    for pair in given:
+        source, equals, folder = pair.partition("=")
+        if source not in _DATA_SETS or not equals or not folder:
+            message = f'"{pair}": expected {" or ".join(f"{name}=DIR" for name in _DATA_SETS)}'
+            raise typer.BadParameter(message, param_hint="--data-dir")
+        folders[source] = Path(folder).expanduser()
+    return folders
+
+
+def _print_experiment(result: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+
+    from simulations.comparison.terminal import lines_of, tables_of
+
+    console = Console()
+    for table in tables_of(result):
+        console.print(table)
+    for line in (*lines_of(result), f"report: {folder / 'report.html'}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_result(result: dict[str, Any], run: Path) -> None:

@@ -47,6 +47,8 @@ from simulations.regions import (
     write_region_toml,
 )
 
+SEEN = "seen"  # folder of what answers the queries that training asks; for judging only
+LEFTOVERS = ("regions", "headquarters", "base", SEEN)  # of a data stage that was cut off
 RANKER_DEPTH = 50  # candidates a ranker hands the click model
 REQUESTS_PER_PRODUCT = 2.0
 MAX_REQUESTS = 4000  # a region; more of the same log costs time and shows nothing new
@@ -105,7 +107,7 @@ def prepare(
     path = run / "world.json"
     if path.is_file():
         return _read_world(path)
-    for leftover in ("regions", "headquarters", "base"):
+    for leftover in LEFTOVERS:
         shutil.rmtree(run / leftover, ignore_errors=True)
     names = region_names(regions)
     fetch_weights(find_preset(preset))  # before minutes of work that would be for nothing
@@ -184,6 +186,7 @@ def _write_logs(
     key = run / "headquarters" / "signing.key"
     release_key = generate_signing_key(key)
     left_out = {}
+    (run / SEEN).mkdir(exist_ok=True)
     for number, name in enumerate(sorted(set(region_of))):
         folder, rows = run / "regions" / name, rows_of(region_of, name)
         local = [
@@ -193,7 +196,8 @@ def _write_logs(
         clicks = _clicks(folder, source, local[0], encoder, [seed, number], progress)
         write_clicks(folder, clicks)
         ids = source.products["product_id"][rows].to_list()
-        left_out[name] = write_qrels(folder, local[1], ids)
+        left_out[name] = write_qrels(folder / "qrels.parquet", local[1], ids)
+        write_qrels(run / SEEN / f"{name}.parquet", local[0], ids)
         config = _region_config(name, source, encoder.base, release_key, device)
         config = config.model_copy(update={"personalization": personalization})
         write_region_toml(folder, config)

@@ -63,12 +63,12 @@ def write_clicks(folder: Path, clicks: pl.DataFrame) -> None:
     _write_parquet(folder / "clicks.parquet", clicks.select(*CLICK_COLUMNS))
 
 
-def write_qrels(folder: Path, queries: Sequence[Query], product_ids: Sequence[str]) -> int:
-    """Write a region's qrels.parquet: its test queries over its whole catalog, cold ones included.
+def write_qrels(path: Path, queries: Sequence[Query], product_ids: Sequence[str]) -> int:
+    """Write which products of a region's whole catalog, cold ones included, answer queries.
 
     Args:
-        folder: of the region.
-        queries: test queries, with this region's row numbers.
+        path: qrels.parquet of the region for its test queries.
+        queries: with this region's row numbers.
         product_ids: of its catalog, in row order.
 
     Returns:
@@ -76,7 +76,7 @@ def write_qrels(folder: Path, queries: Sequence[Query], product_ids: Sequence[st
     """
     kept = [query for query in queries if len(query.rows)]
     qrels = make_qrels(kept, product_ids)
-    _write_parquet(folder / "qrels.parquet", qrels.select(*QREL_COLUMNS))
+    _write_parquet(path, qrels.select(*QREL_COLUMNS))
     return len(queries) - len(kept)
 
 

@@ -11,7 +11,6 @@ import io
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from jinja2 import Environment
 from PIL import Image
 
 from shared.durable import replace_file
-from shared.pages import line_path, page_environment, spread, ticks
+from shared.pages import page_environment
+from simulations.curves import Curves, known, line_chart, series_colour
 
 METHODS = {
     "random": ("random", "products in random order"),
@@ -45,12 +45,9 @@ RARELY_LUCK = 0.05  # p below it
 NOT_DEPLOYABLE = "centralized"  # a bound to compare with, so it does not compete for bold type
 GRADES = {3: "exact match", 2: "close match", 1: "related", 0: "not relevant"}
 CURRENCY_SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
-NUM_COLOURS = 7  # series colours in the template (Okabe and Ito 2008, safe for colour-blind eyes)
 THUMBNAIL_PX = 128
 SHOWN_PROBLEMS = 8
 MISSING = "\N{EN DASH}"
-
-Curves = Mapping[str, Sequence[float | None]]
 
 
 def write_report(
@@ -89,7 +86,7 @@ def render_report(
             headline=_headline(result["mean"]),
             tiles=_tiles(result),
             bars=_bars(result),
-            charts=[_chart(curves, width=width) for width in (500, 350)],
+            charts=[line_chart(curves, width=width, mean=True) for width in (500, 350)],
             tables=_tables(result),
             union=_union_table(result["union"]) if result.get("union") else None,
             tests=[_test(test) for test in result.get("tests") or ()],
@@ -110,26 +107,25 @@ def render_report(
 @cache
 def _environment() -> Environment:
     environment = page_environment(Path(__file__).parent / "templates")
-    environment.filters["colour"] = lambda place: f"var(--series-{place % NUM_COLOURS})"
+    environment.filters["colour"] = series_colour
     return environment
 
 
 # Words and figures
 
 
-def _known(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number to so many digits; a dash where there is none."""
+    return MISSING if known(value) is None else f"{value:.{digits}f}"
 
 
-def _figure(value: float | None, digits: int = 3) -> str:
-    return MISSING if _known(value) is None else f"{value:.{digits}f}"
+def percent(value: float | None) -> str:
+    """A share in percent; a dash where there is none."""
+    return MISSING if known(value) is None else f"{value:.0%}"
 
 
-def _percent(value: float | None) -> str:
-    return MISSING if _known(value) is None else f"{value:.0%}"
-
-
-def _bytes(count: float) -> str:
+def bytes_in_words(count: float) -> str:
+    """A number of bytes in the largest unit that leaves it above one."""
     power = min(max(math.floor(math.log10(count)) // 3, 0), 3) if count else 0
     scaled = count / 1000**power
     return f"{scaled:.{1 if power and scaled < 100 else 0}f} {('B', 'kB', 'MB', 'GB')[power]}"
@@ -142,7 +138,7 @@ def _seconds(seconds: float) -> str:
 
 
 def _value(rows: Mapping[str, Any], method: str, metric: str = "ndcg@10") -> float | None:
-    return _known(rows.get(method, {}).get(metric))
+    return known(rows.get(method, {}).get(metric))
 
 
 def _gap_closed(mean: Mapping[str, Any]) -> float | None:
@@ -164,7 +160,7 @@ def _headline(mean: Mapping[str, Any]) -> str:
     gained = _difference(mean, "zero_shot")
     if gained is None:
         return "Product search, trained without pooling data"
-    before, after = (_figure(_value(mean, method)) for method in ("zero_shot", "federated"))
+    before, after = (figure(_value(mean, method)) for method in ("zero_shot", "federated"))
     verb = "raised" if gained > 0 else "did not raise"
     return f"Federated training {verb} mean nDCG@10: {before} before, {after} after"
 
@@ -184,7 +180,7 @@ def _versus(mean: Mapping[str, Any], other: str, words: str) -> dict[str, str]:
     return {
         "figure": MISSING if gained is None else f"{gained:+.3f}",
         "label": f"nDCG@10 against {name}",
-        "note": f"{words}: {_figure(_value(mean, other))}",
+        "note": f"{words}: {figure(_value(mean, other))}",
     }
 
 
@@ -192,18 +188,18 @@ def _centralized_tile(mean: Mapping[str, Any]) -> dict[str, str]:
     federated, pooled = _value(mean, "federated"), _value(mean, "centralized")
     share = federated / pooled if federated is not None and pooled else None
     return {
-        "figure": _percent(share),
+        "figure": percent(share),
         "label": "of centralized quality",
-        "note": f"all clicks pooled: {_figure(pooled)}",
+        "note": f"all clicks pooled: {figure(pooled)}",
     }
 
 
 def _gap_tile(mean: Mapping[str, Any]) -> dict[str, str]:
     share = _gap_closed(mean)
     none = "centralized is not above local only here"
-    between = " to ".join(_figure(_value(mean, name)) for name in ("local_only", "centralized"))
+    between = " to ".join(figure(_value(mean, name)) for name in ("local_only", "centralized"))
     return {
-        "figure": _percent(share),
+        "figure": percent(share),
         "label": "of the gap from local to centralized closed",
         "note": none if share is None else f"the gap: {between}",
     }
@@ -213,9 +209,9 @@ def _traffic_tile(rounds: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     up = sum(entry["uplink_bytes"] for entry in rounds)
     down = sum(entry["downlink_bytes"] for entry in rounds)
     return {
-        "figure": _bytes(up + down),
+        "figure": bytes_in_words(up + down),
         "label": f"on the wire in {_num_rounds(rounds)} rounds",
-        "note": f"adapters and counts only: {_bytes(up)} up, {_bytes(down)} down",
+        "note": f"adapters and counts only: {bytes_in_words(up)} up, {bytes_in_words(down)} down",
     }
 
 
@@ -228,8 +224,8 @@ def _num_rounds(rounds: Sequence[Mapping[str, Any]]) -> int:
 
 def _methods(rows: Mapping[str, Any]) -> list[str]:
     """The methods measured, in the order of METHODS, others after them."""
-    known = [method for method in METHODS if method in rows]
-    return known + [method for method in rows if method not in METHODS]
+    listed = [method for method in METHODS if method in rows]
+    return listed + [method for method in rows if method not in METHODS]
 
 
 def _method(name: str) -> dict[str, str]:
@@ -244,7 +240,7 @@ def _bars(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         values = [(r["name"], _value(r["rows"], name)) for r in result["regions"]]
         dots = [(place, region, value) for place, (region, value) in enumerate(values)]
         mean = _value(result["mean"], name)
-        bars.append({**_method(name), "mean": mean, "text": _figure(mean), "dots": dots})
+        bars.append({**_method(name), "mean": mean, "text": figure(mean), "dots": dots})
     return bars
 
 
@@ -268,7 +264,7 @@ def _rows(
         values = [_value(figures, name, metric) for figures, metric in columns]
         competes = name != NOT_DEPLOYABLE
         cells = [
-            {"text": _figure(value), "best": competes and value is not None and value == top}
+            {"text": figure(value), "best": competes and value is not None and value == top}
             for value, top in zip(values, best, strict=True)
         ]
         rows.append(_method(name) | {"cells": cells})
@@ -314,11 +310,11 @@ def _rounds(rounds: Sequence[Mapping[str, Any]], num_regions: int) -> list[dict[
     return [
         {
             "round": entry["round"],
-            "loss": _figure(entry["loss"]),
+            "loss": figure(entry["loss"]),
             "seconds": _seconds(entry["seconds"]),
             "cohort": f"{_count(entry['cohort'])} of {num_regions}",
             "rejected": _named(entry["rejected"]),
-            "traffic": [(_bytes(entry[d]), 100 * entry[d] / largest) for d in directions],
+            "traffic": [(bytes_in_words(entry[d]), 100 * entry[d] / largest) for d in directions],
         }
         for entry in rounds
     ]
@@ -351,7 +347,7 @@ def _made(result: Mapping[str, Any]) -> dict[str, str]:
         "Seed": str(result["seed"]),
         "Release": str(release["number"]),
         "Encoder digest": str(release["encoder_digest"]),
-        "Peak memory": _bytes(result["peak_rss_bytes"]),
+        "Peak memory": bytes_in_words(result["peak_rss_bytes"]),
     }
 
 
@@ -371,92 +367,6 @@ def _stages(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
         {"name": name.replace("_", " "), "text": _seconds(value), "percent": 100 * value / longest}
         for name, value in seconds.items()
     ]
-
-
-# Learning curves
-
-
-@dataclass(frozen=True)
-class _Plane:
-    """Maps (round, value) to pixels."""
-
-    width: int
-    height: int
-    num_rounds: int
-    low: float
-    high: float
-    left: int = 42
-    right: int = 92
-    top: int = 12
-    bottom: int = 44
-
-    def x(self, number: float) -> float:
-        share = number / self.num_rounds if self.num_rounds else 0.5
-        return round(self.left + share * (self.width - self.left - self.right), 1)
-
-    def y(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.height - self.bottom - share * (self.height - self.top - self.bottom), 1)
-
-
-def _chart(curves: Curves, *, width: int) -> dict[str, Any] | None:
-    """Geometry of the learning curves, a line a region and their mean; None without any value."""
-    named = {name: [_known(value) for value in values] for name, values in curves.items()}
-    values = [value for line in named.values() for value in line if value is not None]
-    if not values:
-        return None
-    marks, digits = ticks(min(values), max(max(values), min(values) + 0.02))
-    num_rounds = max(map(len, named.values())) - 1
-    plane = _Plane(width, 310 if width >= 500 else 300, num_rounds, marks[0], marks[-1])
-    series = [_series(plane, name, i, line) for i, (name, line) in enumerate(named.items())]
-    if len(named) > 1:
-        series.append(_series(plane, "mean", None, _mean_line([*named.values()])))
-    series = [line for line in series if line["points"]]
-    _spread_labels(series, plane)
-    step = math.ceil((num_rounds or 1) / (width // 60))
-    return {
-        "plane": plane,
-        "series": series,
-        "y_ticks": [(plane.y(tick), f"{tick:.{digits}f}") for tick in marks],
-        "x_ticks": [(plane.x(number), number) for number in range(0, num_rounds + 1, step)],
-    }
-
-
-def _series(
-    plane: _Plane, name: str, place: int | None, line: Sequence[float | None]
-) -> dict[str, Any]:
-    """One line: its points with hover titles, and its path, broken where a value is unknown."""
-    points, places = [], list[tuple[float, float] | None]()
-    for number, value in enumerate(line):
-        places.append(None if value is None else (plane.x(number), plane.y(value)))
-        if places[-1] is None:
-            continue
-        x, y = places[-1]
-        when = "zero-shot" if number == 0 else f"round {number}"
-        points.append({"x": x, "y": y, "title": f"{name}, {when}: nDCG@10 {value:.3f}"})
-    return {"name": name, "place": place, "points": points, "path": line_path(places)}
-
-
-def _mean_line(lines: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Mean over regions of each round; unknown where any region is, so that it stays one mean."""
-    length = max(map(len, lines))
-    padded = [[*line, *[None] * (length - len(line))] for line in lines]
-    return [_mean(column) for column in zip(*padded, strict=True)]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
-
-
-def _spread_labels(series: Sequence[dict[str, Any]], plane: _Plane) -> None:
-    """Put each line's label at its end, pushed apart so that none covers another."""
-    bottom = plane.height - plane.bottom
-    ends = [line["points"][-1]["y"] for line in series]
-    for line, place in zip(
-        series, spread(ends, bottom, min(15.0, bottom / len(series))), strict=True
-    ):
-        line["label_y"] = place
 
 
 # Sample queries
@@ -486,7 +396,7 @@ def _card(product: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _price(price: float | None, currency: str | None) -> str:
-    if _known(price) is None:
+    if known(price) is None:
         return ""
     sign = CURRENCY_SIGNS.get(currency or "")
     return f"{sign}{price:,.2f}" if sign else f"{price:,.2f} {currency or ''}".strip()

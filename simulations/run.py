@@ -8,7 +8,7 @@ import json
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ import polars as pl
 import torch
 
 from client.indexing import build_region_index, load_pulled_release, pull_release
-from client.worker import Worker, forget_workers, get_worker, resident_encoder
+from client.worker import Worker, forget_workers, resident_encoder
 from server.candidate import measured_quality, release_best
 from server.history import History, RoundRecord, by_region
 from server.releases import publish_release
 from shared.adapter import Adapter
-from shared.config import FederationConfig, RunConfig, default_run_config, parse_run_config
+from shared.config import FederationConfig, RunConfig, default_run_config
 from shared.durable import canonical_json, replace_file
 from shared.encoders.encoder import Encoder
 from shared.errors import ConfigError, FedshelfError
@@ -34,10 +34,8 @@ from simulations.baselines import (
     best_adapter,
     central_pool,
     local_pools,
-    train_alone,
 )
-from simulations.engine import run_engine
-from simulations.prepare import World, prepare
+from simulations.prepare import LEFTOVERS, World, prepare
 from simulations.progress import RunProgress
 from simulations.report import write_report
 from simulations.table import (
@@ -50,6 +48,7 @@ from simulations.table import (
     summarize,
     union_table,
 )
+from simulations.training import federate, open_workers, train_pool
 
 SAMPLES_PER_REGION = 2
 SAMPLE_PRODUCTS = 6
@@ -110,7 +109,7 @@ def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, An
     world = _prepare(options, run, progress)
     config = _federation(options, run, progress)
     encoder = resident_encoder(run / "base", device=options.device, fingerprint=world.fingerprint)
-    workers = _workers(run, progress)
+    workers = open_workers(run, progress)
     _baselines(workers, encoder, config, run, progress)
     number = _release(options, world, encoder, run, progress)
     _index(workers, encoder, number, config, run, progress)
@@ -182,7 +181,7 @@ def _prepare(options: Options, run: Path, progress: RunProgress) -> World:
 
 def _withdraw(run: Path) -> None:
     """Leave nothing half-written behind where the data stage failed."""
-    for name in ("regions", "headquarters", "base"):
+    for name in LEFTOVERS:
         shutil.rmtree(run / name, ignore_errors=True)
     for name in ("run.json", "judged.parquet"):
         (run / name).unlink(missing_ok=True)
@@ -191,43 +190,17 @@ def _withdraw(run: Path) -> None:
 
 
 def _federation(options: Options, run: Path, progress: RunProgress) -> FederationConfig:
-    history = History(run / "headquarters")
     run_config = {
         **default_run_config(),
         **options.knobs,
-        "run-dir": str(run.resolve()),
         "num-rounds": options.rounds,
         "seed": options.seed,
         "min-regions": options.regions,
     }
-    config = parse_run_config(run_config)
     with progress.stage("federated", f"Federation: {options.rounds} rounds, {options.engine}"):
-        if not (history.folder / "initial.safetensors").is_file():
-            encoder = _base_encoder(run, options)
-            encoder.reset(seed=options.seed)
-            history.start(encoder.adapter(), base_fingerprint=encoder.base.fingerprint)
-        if options.engine == "local":
-            for worker in _workers(run, progress):
-                worker.on_step = progress.bar(f"{worker.region.config.region}: steps")
-        run_engine(options.engine, run_config, num_regions=options.regions)
-    return config
-
-
-def _base_encoder(run: Path, options: Options) -> Encoder:
-    fingerprint = json.loads((run / "world.json").read_text(encoding="utf-8"))["fingerprint"]
-    return resident_encoder(run / "base", device=options.device, fingerprint=fingerprint)
-
-
-def _workers(run: Path, progress: RunProgress) -> list[Worker]:
-    folders = sorted(path.parent for path in (run / "regions").glob("*/region.toml"))
-    workers = [get_worker(folder) for folder in folders]
-    for worker in workers:
-        worker.on_cache = _cache_bar(progress, worker.region.config.region)
-    return workers
-
-
-def _cache_bar(progress: RunProgress, region: str) -> Callable[[str, int, int], None]:
-    return lambda what, done, total: progress.bar(f"{region}: {what}")(done, total)
+        return federate(
+            run, run_config, device=options.device, engine=options.engine, progress=progress
+        )
 
 
 def _baselines(
@@ -237,29 +210,14 @@ def _baselines(
     run: Path,
     progress: RunProgress,
 ) -> None:
+    def baseline(name: str, pool: Pool) -> None:
+        train_pool(pool, encoder, config, History(baselines_folder(run, name)), progress)
+
     with progress.stage("local_only", "Baseline: each region alone"):
         for pool in local_pools(workers):
-            _baseline(f"local-{pool.name}", pool, encoder, config, run, progress)
+            baseline(f"local-{pool.name}", pool)
     with progress.stage("centralized", "Baseline: all data in one place"):
-        _baseline("centralized", central_pool(workers), encoder, config, run, progress)
-
-
-def _baseline(
-    name: str,
-    pool: Pool,
-    encoder: Encoder,
-    config: FederationConfig,
-    run: Path,
-    progress: RunProgress,
-) -> None:
-    history = History(baselines_folder(run, name))
-    if not (history.folder / "initial.safetensors").is_file():
-        initial = History(run / "headquarters").adapter(0)
-        history.start(initial, base_fingerprint=encoder.base.fingerprint)
-    train_alone(pool, encoder, config, history, on_step=progress.bar(f"{pool.name}: steps"))
-    best = history.best_round()
-    score = history.rounds()[best].mean("ndcg@10")
-    progress.line(f"{pool.name}: best after pass {best}, validation nDCG@10 {score:.4f}")
+        baseline("centralized", central_pool(workers))
 
 
 def _release(

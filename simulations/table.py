@@ -149,7 +149,7 @@ def region_table(worker: Worker, adapters: Mapping[str, Adapter], *, seed: int) 
         worker.encoder.load_adapter(adapters[name])
         ranked[name] = rank(worker.encoder, worker.products, prefixes, k=K)
     worker.encoder.load_adapter(adapters[published])
-    vectors, shelf = worker.encoder.query_matrix(prefixes), _published(worker)
+    vectors, shelf = worker.encoder.query_matrix(prefixes), published_shelf(worker)
     ranked[published] = shelf.vectors.search(vectors, K)[1]
     ranked["hybrid"] = shelf_rows(shelf, tests.queries, vectors, k=K)
     ranked = {name: ranked[name] for name in (*ROWS, PERSONALIZED) if name in ranked}
@@ -303,7 +303,7 @@ def _bm25(region: Region, queries: Sequence[str]) -> Ranked:
     return lexical_rows(index, queries, K)
 
 
-def _published(worker: Worker) -> Shelf:
+def published_shelf(worker: Worker) -> Shelf:
     """What the region answers from; its digest must be the encoder's."""
     encoder: Encoder = worker.encoder
     region = worker.region

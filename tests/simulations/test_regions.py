@@ -91,14 +91,14 @@ def test_qrels_leave_out_and_count_what_this_catalog_cannot_answer(tmp_path):
         Query("shoe", np.array([0, 1]), np.array([3, 1], np.int8)),
         Query("lamp", np.empty(0, np.int64), np.empty(0, np.int8)),
     ]
-    assert write_qrels(tmp_path, queries, ["a", "b"]) == 1
+    assert write_qrels(tmp_path / "qrels.parquet", queries, ["a", "b"]) == 1
     qrels = pl.read_parquet(tmp_path / "qrels.parquet")
     assert qrels.rows() == [("shoe", "a", 3), ("shoe", "b", 1)]
     assert dict(qrels.schema) == QREL_COLUMNS
 
 
 def test_without_any_answerable_query_qrels_are_empty_but_there(tmp_path):
-    assert write_qrels(tmp_path, [], ["a"]) == 0
+    assert write_qrels(tmp_path / "qrels.parquet", [], ["a"]) == 0
     assert dict(pl.read_parquet_schema(tmp_path / "qrels.parquet")) == QREL_COLUMNS
 
 

@@ -1,0 +1,284 @@
+"""Run an experiment: every method in every world, what is missing of it, then the tables.
+
+    ROOT/worlds/DIGEST/      region folders, base, click logs
+    ROOT/trainings/DIGEST/   rounds of one training; training.json says of which
+    ROOT/scores/DIGEST.*     scores of single queries of one method in one world, and its curve
+    ROOT/NAME/               scores.parquet, result.json, report.html of one experiment
+
+Everything above `NAME` is shared between experiments. Whatever is complete is found again, also
+after an interruption at any instant, and by another experiment that asks for the same.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from client.worker import Worker, forget_workers
+from shared.adapter import Adapter
+from shared.config import RunConfig
+from shared.durable import canonical_json, replace_file
+from simulations.comparison.digests import code_digest, digest_of, library_versions
+from simulations.comparison.measure import (
+    SCORE_SCHEMA,
+    TEST,
+    Judged,
+    Ranker,
+    bm25_ranker,
+    dense_ranker,
+    hybrid_ranker,
+    judged_queries,
+    region_scores,
+    score_set,
+)
+from simulations.comparison.page import write_page
+from simulations.comparison.search import search_knobs
+from simulations.comparison.spec import Experiment, MethodSpec
+from simulations.comparison.summary import summarize_experiment
+from simulations.comparison.trainings import (
+    FEDERATED,
+    LOCAL,
+    Trained,
+    Trainer,
+    Training,
+    adapter_digest,
+)
+from simulations.comparison.worlds import Cell, cells_of, make_world, view_world
+from simulations.prepare import SEEN
+from simulations.progress import RunProgress
+from simulations.training import open_workers
+
+ALL_REGIONS = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method in one world.
+
+    Attributes:
+        scores: `SCORE_SCHEMA`.
+        facts: for result.json: steps, bytes, rounds, what was searched, the curve.
+    """
+
+    scores: pl.DataFrame
+    facts: dict[str, Any]
+
+
+def compare(
+    experiment: Experiment, root: Path, folders: Mapping[str, Path], progress: RunProgress
+) -> dict[str, Any]:
+    """Run an experiment, or what is left of it.
+
+    Args:
+        experiment: what is asked for.
+        root: folder of all experiments; made if missing.
+        folders: where the data sets lie, by source.
+        progress: told what is going on.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        FedshelfError: any mistake in data or folders; what is complete is kept.
+    """
+    torch.set_num_threads(experiment.experiment.threads)
+    cells, tables, facts = cells_of(experiment, folders), [], []
+    for number, cell in enumerate(cells, 1):
+        progress.line(f"world {number} of {len(cells)}: {cell.label}")
+        measured = _Bench(experiment, cell, root, progress).measure_all()
+        tables += [_labelled(cell, name, one.scores) for name, one in measured.items()]
+        found = {name: one.facts for name, one in measured.items()}
+        facts.append({"data": cell.data.label, "seed": cell.seed, "methods": found})
+    scores, folder = pl.concat(tables), root / experiment.experiment.name
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_parquet(folder / "scores.parquet", scores)
+    result = {
+        **summarize_experiment(experiment, scores, facts),
+        "command": " ".join(["fedshelf", *sys.argv[1:]]),
+        "made_by": {"code": _code(), "libraries": library_versions()},
+    }
+    write_page(folder, result)
+    replace_file(folder / "result.json", canonical_json(result))  # last: all of it is there
+    return result
+
+
+def _code() -> str:
+    return code_digest("simulations.comparison.experiment")
+
+
+def _labelled(cell: Cell, method: str, scores: pl.DataFrame) -> pl.DataFrame:
+    return scores.with_columns(
+        data=pl.lit(cell.data.label), seed=pl.lit(cell.seed), method=pl.lit(method)
+    ).select("data", "seed", "method", *SCORE_SCHEMA)
+
+
+class _Bench:
+    """One world with its methods on it."""
+
+    def __init__(
+        self, experiment: Experiment, cell: Cell, root: Path, progress: RunProgress
+    ) -> None:
+        self._experiment, self._cell = experiment, cell
+        self._root, self._progress = root, progress
+        forget_workers()
+        self._world = make_world(cell, root, progress)
+        self._trainer = Trainer(cell, self._world, root, progress)
+        self._adapters: dict[str, dict[str, Adapter]] = {}
+        self._judged: dict[str, Judged] = {}
+
+    def measure_all(self) -> dict[str, Measured]:
+        """Train and measure every method, in the order of the file; hybrids after what they mix."""
+        methods = sorted(self._experiment.method, key=lambda method: method.kind == "hybrid")
+        measured = {method.name: self._measure(method) for method in methods}
+        return {method.name: measured[method.name] for method in self._experiment.method}
+
+    def _measure(self, method: MethodSpec) -> Measured:
+        with self._progress.stage(method.name, f"{method.name} ({method.kind})"):
+            trained, searched = self._trained(method) if method.trained else ({}, {})
+            digest = digest_of(self._measured_of(method, trained))
+            path = self._root / "scores" / f"{digest}.parquet"
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write_parquet(path, self._scores(method, digest))
+            facts = self._facts(method, trained) | ({"search": searched} if searched else {})
+            if method.kind == FEDERATED and self._experiment.experiment.curves:
+                facts["curve"] = self._curve(trained[ALL_REGIONS], path.with_suffix(".curve.json"))
+            scores = pl.read_parquet(path)
+        tests = scores.filter(pl.col("set") == TEST)
+        mean = tests.group_by("region").agg(pl.col("ndcg@10").mean())["ndcg@10"].mean()
+        self._progress.line(f"mean nDCG@10 of the regions: {mean:.4f}")
+        return Measured(scores, facts)
+
+    # -- training --
+
+    def _trained(self, method: MethodSpec) -> tuple[dict[str | None, Trained], dict[str, Any]]:
+        """By region for `local_only`, else under `ALL_REGIONS`; and what the search tried."""
+        regions = self._trainer.regions if method.kind == LOCAL else [ALL_REGIONS]
+        trained, searched = dict[str | None, Trained](), dict[str, Any]()
+        for region in regions:
+            training = self._training(method, region)
+            if self._experiment.search is not None:
+                chosen, searched[region or "all"] = search_knobs(
+                    self._trainer,
+                    training,
+                    self._experiment.search,
+                    max_rounds=self._experiment.experiment.rounds,
+                    say=self._progress.line,
+                )
+                training = replace(training, run_config={**training.run_config, **chosen})
+            trained[region] = self._trainer.train(training)
+        self._adapters[method.name] = {
+            region: trained.get(region, trained.get(ALL_REGIONS)).adapter  # type: ignore[union-attr]
+            for region in self._trainer.regions
+        }
+        return trained, searched
+
+    def _training(self, method: MethodSpec, region: str | None) -> Training:
+        data, seed = self._cell.data, self._cell.seed
+        run_config: RunConfig = self._experiment.run_config(method, seed=seed, regions=data.regions)
+        return Training(self._cell, method.kind, run_config, region)
+
+    # -- measuring --
+
+    def _measured_of(self, method: MethodSpec, trained: Mapping[Any, Trained]) -> dict[str, Any]:
+        """What decides a method's scores."""
+        of = self._experiment.method_named(method.of) if method.of else method
+        adapters = {
+            region: adapter_digest(found) for region, found in self._adapters_of(of).items()
+        }
+        return {
+            "world": self._cell.digest,
+            "kind": method.kind,
+            "adapters": adapters if method.kind != "bm25" else {},
+            "code": code_digest("simulations.comparison.measure"),
+        }
+
+    def _adapters_of(self, method: MethodSpec) -> dict[str, Adapter]:
+        """By region; the untrained adapter for whatever trains nothing."""
+        if method.name not in self._adapters:
+            encoder = self._trainer.workers[0].encoder
+            encoder.reset(seed=self._cell.seed)
+            initial = encoder.adapter()
+            self._adapters[method.name] = dict.fromkeys(self._trainer.regions, initial)
+        return self._adapters[method.name]
+
+    def _scores(self, method: MethodSpec, digest: str) -> pl.DataFrame:
+        workers, tables = self._trainer.workers, []
+        if method.kind == "hybrid":
+            view = self._root / "shelves" / digest
+            view_world(self._world, view)
+            workers = open_workers(view, self._progress)
+        for number, worker in enumerate(workers):
+            region = worker.region.config.region
+            self._progress.bar(f"{region}: test queries")(number, len(workers))
+            tables.append(
+                region_scores(worker, self._queries(worker), self._ranker(method, region))
+            )
+        return pl.concat(tables)
+
+    def _ranker(self, method: MethodSpec, region: str) -> Ranker:
+        if method.kind == "bm25":
+            return bm25_ranker
+        if method.kind == "hybrid" and method.of is not None:
+            of = self._experiment.method_named(method.of)
+            return hybrid_ranker(self._adapters_of(of)[region])
+        return dense_ranker(self._adapters_of(method)[region])
+
+    def _queries(self, worker: Worker) -> Judged:
+        region = worker.region.config.region
+        if region not in self._judged:
+            seen = pl.read_parquet(self._world / SEEN / f"{region}.parquet")
+            self._judged[region] = judged_queries(worker, seen)
+        return self._judged[region]
+
+    def _curve(self, trained: Trained, path: Path) -> list[float]:
+        """Mean test nDCG@10 over the regions after every round; nothing is chosen by it."""
+        if path.is_file():
+            return list(json.loads(path.read_text(encoding="utf-8")))
+        curve = []
+        for record in trained.records:
+            adapter = trained.history.adapter(record.round)
+            means = [self._test_mean(worker, adapter) for worker in self._trainer.workers]
+            known = [mean for mean in means if mean is not None]
+            curve.append(sum(known) / len(known))
+            self._progress.bar("rounds on test queries")(record.round, len(trained.records) - 1)
+        replace_file(path, canonical_json(curve))
+        return curve
+
+    def _test_mean(self, worker: Worker, adapter: Adapter) -> float | None:
+        tests = self._queries(worker).tests
+        if not tests.queries:
+            return None
+        ranked = dense_ranker(adapter)(worker, tests.queries, 10)
+        mean = score_set(tests.queries, ranked, tests.qrels, None)["ndcg@10"].mean()
+        return float(mean)  # type: ignore[arg-type]
+
+    # -- facts --
+
+    def _facts(self, method: MethodSpec, trained: Mapping[Any, Trained]) -> dict[str, Any]:
+        if not trained:
+            return {}
+        parts = list(trained.values())
+        facts: dict[str, Any] = {
+            "rounds": self._experiment.experiment.rounds,
+            "steps": sum(part.steps for part in parts),
+            "examples": sum(part.examples for part in parts),
+            "best_round": {
+                region or "all": part.history.best_round() for region, part in trained.items()
+            },
+        }
+        if method.kind == FEDERATED:
+            facts["bytes"] = trained[ALL_REGIONS].bytes_sent
+        return facts
+
+
+def _write_parquet(path: Path, table: pl.DataFrame) -> None:
+    buffer = BytesIO()
+    table.write_parquet(buffer)
+    replace_file(path, buffer.getvalue())

@@ -1,0 +1,80 @@
+"""What `fedshelf compare` prints when an experiment is done: one table a data set."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from simulations.comparison.page import (
+    gap_note,
+    interval_in_words,
+    p_in_words,
+    reached_in_words,
+)
+from simulations.report import figure, percent
+
+_SHORT = {  # of the page's words; "trained" and "new" are queries, "log" and "cold" products
+    "unseen_seen": "new, log",
+    "unseen_cold": "new, cold",
+    "seen_seen": "trained, log",
+    "seen_cold": "trained, cold",
+}
+
+
+def tables_of(result: Mapping[str, Any]) -> Iterator[Table]:
+    """One table a data set, a row a method."""
+    for table in result["tables"]:
+        yield _table(table)
+
+
+def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
+    """What stands under the tables: ratios, tests, claims, training that was not equal."""
+    for table in result["tables"]:
+        yield f"{table['data']}:"
+        for name, row in table["federated"].items():
+            yield from _held(name, row)
+        for test in table["tests"]:
+            yield (
+                f"  {test['a']} against {test['b']}: {test['difference']:+.3f}, "
+                f"p {p_in_words(test['p'])}, corrected {p_in_words(test['p_holm'])}"
+            )
+        yield from _claims(table)
+        if not table["equal_training"]["equal"]:
+            yield "  trained methods were not shown the same number of examples; see report.html"
+
+
+def _table(table: Mapping[str, Any]) -> Table:
+    found = Table("nDCG@10", title=table["data"])
+    for heading in ("mean", "95 % interval", "worst", *_SHORT.values()):
+        found.add_column(heading, justify="right", no_wrap=True)
+    for name, row in table["methods"].items():
+        cells = [table["sets"][which]["methods"].get(name) for which in _SHORT]
+        found.add_row(
+            name,
+            figure(row["mean"]),
+            interval_in_words(row["interval"]),
+            figure(row["worst"]),
+            *(figure(cell and cell["mean"]) for cell in cells),
+        )
+    return found
+
+
+def _held(name: str, row: Mapping[str, Any]) -> Iterator[str]:
+    if row["pooled"] is not None:
+        yield (
+            f"  {name} / {row['pooled']}: {figure(row['ratio'])} "
+            f"({interval_in_words(row['ratio_interval'])})"
+        )
+    if "gap" in row:
+        yield f"  gap closed: {percent(row['gap_closed'])} ({gap_note(row)})"
+    for entry in row.get("reached", []):
+        yield f"  95 % of {row['pooled']}: {reached_in_words(entry)}"
+
+
+def _claims(table: Mapping[str, Any]) -> Iterator[str]:
+    """How many regions each verdict was given, by federated method."""
+    for name in table["federated"]:
+        given = [row["claims"][name]["verdict"] for row in table["regions"] if row["claims"]]
+        if given:
+            counted = ", ".join(f"{given.count(one)} {one}" for one in sorted(set(given)))
+            yield f"  {name} against training alone, regions: {counted}"

@@ -1,0 +1,85 @@
+"""Train in a run folder, round by round: the federation, and whatever trains without one.
+
+`fedshelf simulate` and `fedshelf compare` train through these few functions, so a method is the
+same in both. Every complete round is kept, and none of them is trained twice.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from client.worker import Worker, get_worker, resident_encoder
+from server.history import History
+from shared.config import FederationConfig, parse_run_config
+from shared.encoders.encoder import Encoder
+from simulations.baselines import Pool, train_alone
+from simulations.engine import run_engine
+from simulations.progress import RunProgress
+
+
+def federate(
+    run: Path, run_config: Mapping[str, Any], *, device: str, engine: str, progress: RunProgress
+) -> FederationConfig:
+    """Run the federation over a run's regions, or what is left of it.
+
+    Args:
+        run: holds `regions/` and `base/`; rounds are kept in its `headquarters/`.
+        run_config: of both apps, but for the run's folder.
+        device: that the initial adapter is made on.
+        engine: "local" or "flower".
+        progress: told what is going on.
+
+    Returns:
+        The parsed run config.
+    """
+    whole = {**run_config, "run-dir": str(run.resolve())}
+    config, history = parse_run_config(whole), History(run / "headquarters")
+    workers = open_workers(run, progress)
+    encoder = resident_encoder(
+        run / "base", device=device, fingerprint=workers[0].region.config.base.fingerprint
+    )
+    start(history, encoder, seed=config.seed)
+    if engine == "local":
+        for worker in workers:
+            worker.on_step = progress.bar(f"{worker.region.config.region}: steps")
+    run_engine(engine, whole, num_regions=len(workers))
+    return config
+
+
+def train_pool(
+    pool: Pool, encoder: Encoder, config: FederationConfig, history: History, progress: RunProgress
+) -> None:
+    """Train one pool from the adapter that the federation starts from, or what is left of it.
+
+    Args:
+        pool: see `Pool`.
+        encoder: the resident encoder.
+        config: of the federation; see `train_alone`.
+        history: where rounds are kept.
+        progress: told what is going on.
+    """
+    start(history, encoder, seed=config.seed)
+    train_alone(pool, encoder, config, history, on_step=progress.bar(f"{pool.name}: steps"))
+    best = history.best_round()
+    score = history.rounds()[best].mean("ndcg@10")
+    progress.line(f"{pool.name}: best after pass {best}, validation nDCG@10 {score:.4f}")
+
+
+def start(history: History, encoder: Encoder, *, seed: int) -> None:
+    """Write the adapter that everybody starts from, equal for equal seeds; once."""
+    if not (history.folder / "initial.safetensors").is_file():
+        encoder.reset(seed=seed)
+        history.start(encoder.adapter(), base_fingerprint=encoder.base.fingerprint)
+
+
+def open_workers(run: Path, progress: RunProgress) -> list[Worker]:
+    """The workers of a run's regions, sorted by name, which tell of what they keep."""
+    folders = sorted(path.parent for path in (run / "regions").glob("*/region.toml"))
+    workers = [get_worker(folder) for folder in folders]
+    for worker in workers:
+        worker.on_cache = _cache_bar(progress, worker.region.config.region)
+    return workers
+
+
+def _cache_bar(progress: RunProgress, region: str) -> Callable[[str, int, int], None]:
+    return lambda what, done, total: progress.bar(f"{region}: {what}")(done, total)
