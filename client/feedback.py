@@ -57,9 +57,10 @@ class Feedback:
 
     def keep(self, residual: Adapter, server_round: int) -> None:
         """Write down what is lost as of this round, and remove what no round can ask for again."""
-        save_adapter(self._path(server_round), residual, {})
-        earlier = [number for number in self._rounds() if number < server_round]
-        for number in set(self._rounds()) - {server_round, max(earlier, default=server_round)}:
+        save_adapter(self._path(server_round), residual, {}, durable=False)
+        kept = self._rounds()
+        earlier = [number for number in kept if number < server_round]
+        for number in set(kept) - {server_round, max(earlier, default=server_round)}:
             self._path(number).unlink(missing_ok=True)
 
     def _rounds(self) -> list[int]:

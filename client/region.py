@@ -244,6 +244,8 @@ class _Table:
         self._check_form(raw, required)
         rows = raw.select(ROW, *(_typed(raw, name, dtype) for name, dtype in columns.items()))
         for name in [name for name in columns if name in raw.columns]:
+            if rows[name].null_count() == raw[name].null_count():  # as it is in most files
+                continue
             unsound = raw[name].is_not_null() & rows[name].is_null() & ~_is_blank(raw[name])
             self.report(rows.filter(unsound), f"{name}: not {_TYPE_WORDS[type(columns[name])]}")
             if name in required:
@@ -253,17 +255,22 @@ class _Table:
     def require(self, rows: pl.DataFrame, names: Iterable[str]) -> pl.DataFrame:
         """Leave out rows in which one of these columns has no cell."""
         for name in names:
-            rows = self.drop(rows, pl.col(name).is_null(), f"{name}: missing")
+            if rows[name].null_count():
+                rows = self.drop(rows, pl.col(name).is_null(), f"{name}: missing")
         return rows
 
     def drop(self, rows: pl.DataFrame, bad: pl.Expr, reason: str) -> pl.DataFrame:
         """Leave out the rows for which `bad` is true, and report them."""
-        self.report(rows.filter(bad), reason)
-        return rows.remove(bad)
+        wrong = rows.filter(bad)
+        self.report(wrong, reason)
+        return rows.remove(bad) if wrong.height else rows
 
     def clear(self, rows: pl.DataFrame, name: str, bad: pl.Expr, reason: str) -> pl.DataFrame:
         """Empty one column's cell in the rows for which `bad` is true, and report them."""
-        self.report(rows.filter(bad), reason)
+        wrong = rows.filter(bad)
+        self.report(wrong, reason)
+        if not wrong.height:
+            return rows
         return rows.with_columns(pl.when(bad).then(None).otherwise(pl.col(name)).alias(name))
 
     def report(self, wrong: pl.DataFrame, reason: str) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,11 @@ def get_worker(folder: Path) -> "Worker":
     if len(_WORKERS) > MAX_WORKERS:
         del _WORKERS[next(iter(_WORKERS))]
     return worker
+
+
+@cache  # reading it takes longer than the rest of a description
+def _code_version() -> str:
+    return version("fedshelf")
 
 
 def forget_workers() -> None:
@@ -236,7 +241,7 @@ class Worker:
             num_products=self.region.catalog.height,
             num_examples=len(self.examples.weight),
             num_validation_queries=len(self.validation.queries),
-            code_version=version("fedshelf"),
+            code_version=_code_version(),
             device=str(self.encoder.device.type),
             num_gate_queries=len(self.gate.queries),
             in_matrix=config.sharing.matrix,

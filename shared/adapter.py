@@ -4,10 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.numpy import save
 from torch import Tensor
 
 from shared.config import ONLY_A, ONLY_B
@@ -81,11 +84,21 @@ def require_same_form(adapter: Mapping[str, Tensor], expected: Mapping[str, Tens
             raise WireError(f"adapter: {name}: found {found}, expected {wanted}; of another base?")
 
 
-def save_adapter(path: Path, adapter: Adapter, metadata: dict[str, str]) -> None:
-    """Write an adapter as safetensors with a digest of its numbers, beside and renamed."""
+def save_adapter(
+    path: Path, adapter: Adapter, metadata: dict[str, str], *, durable: bool = True
+) -> None:
+    """Write an adapter as safetensors with a digest of its numbers, beside and renamed.
+
+    Args:
+        path: the file; its folder is made if missing.
+        adapter: on the CPU.
+        metadata: goes into the file's header.
+        durable: as in `shared.durable.replace_file`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in adapter.items()}
-    replace_file(path, save(tensors, metadata={**metadata, _DIGEST: _digest(save(tensors))}))
+    tensors = _plain(adapter)
+    data = save(tensors, metadata={**metadata, _DIGEST: _digest(save(tensors))})
+    replace_file(path, data, durable=durable)
 
 
 def load_adapter(path: Path) -> Adapter:
@@ -102,9 +115,16 @@ def load_adapter(path: Path) -> Adapter:
         raise FederationError(f"{path}: not found; the run folder is incomplete") from None
     except SafetensorError:
         said, adapter = None, {}
-    if said is None or said != _digest(save(adapter)):  # a flipped byte would go unseen otherwise
+    if said is None or said != _digest(
+        save(_plain(adapter))
+    ):  # a flipped byte would go unseen otherwise
         raise FederationError(f"{path}: damaged; remove the run folder and start again")
     return adapter
+
+
+def _plain(adapter: Adapter) -> dict[str, NDArray[Any]]:
+    """For the numpy side of safetensors: the same bytes as from its torch side, in a seventh."""
+    return {name: np.asarray(tensor.numpy(), order="C") for name, tensor in adapter.items()}
 
 
 def _digest(saved: bytes) -> str:

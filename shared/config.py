@@ -170,6 +170,12 @@ def _app_config(path: Path) -> dict[str, Any]:
     return dict(tool["flwr"]["app"]["config"]) if "flwr" in tool else {}
 
 
+@cache  # a message is checked by it, and there are many
+def types_of(form: type) -> Mapping[str, Any]:
+    """The type of every field of a dataclass, by name."""
+    return get_type_hints(form)
+
+
 def parse_run_config(run_config: Mapping[str, Any]) -> FederationConfig:
     """Validate a run config, filling in defaults.
 
@@ -183,7 +189,7 @@ def parse_run_config(run_config: Mapping[str, Any]) -> FederationConfig:
     """
     if not run_config:
         run_config = json.loads(os.environ.get(RUN_CONFIG_VARIABLE, "{}"))
-    defaults, kinds = default_run_config(), get_type_hints(FederationConfig)
+    defaults, kinds = default_run_config(), types_of(FederationConfig)
     for key in run_config:
         if key not in defaults:
             raise ConfigError(f'run config: unknown key "{key}"; known: {", ".join(defaults)}')
@@ -258,7 +264,7 @@ def _check_ranges(config: FederationConfig) -> None:
         "gate_tolerance",
     ):
         _require(getattr(config, name) >= 0, config, name, "must be 0 or more")
-    for name, kind in get_type_hints(FederationConfig).items():
+    for name, kind in types_of(FederationConfig).items():
         if kind is float:
             _require(math.isfinite(getattr(config, name)), config, name, "must be finite")
     _require(config.logq_correction <= 1, config, "logq_correction", "must be at most 1")

@@ -80,13 +80,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes, *, private: bool = False) -> None:
+def replace_file(path: Path, data: bytes, *, private: bool = False, durable: bool = True) -> None:
     """Write a file so that every reader, and every kill, sees the old bytes or the new.
 
     Args:
         path: the file; its folder exists.
         data: its whole new content.
         private: for a secret; at no instant can anyone but the owner read it.
+        durable: whether it must survive a power failure too. Without, such a failure may leave the
+            file empty: only for what is checked by a digest when read, and can be done without.
     """
     partial = path.with_name(f".{path.name}.{uuid4().hex}{_PARTIAL}")
     try:
@@ -94,11 +96,13 @@ def replace_file(path: Path, data: bytes, *, private: bool = False) -> None:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as handle:
             handle.write(data)
-        sync(partial)
+        if durable:
+            sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
 @contextmanager
@@ -120,11 +124,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
+def new_folder(final: Path, *, durable: bool = True) -> Iterator[Path]:
     """Fill a folder beside its final place, then rename it there in one step.
 
     Args:
         final: where it shall appear; must not exist. Hold `locked(final.parent)`.
+        durable: as in `replace_file`.
 
     Yields:
         An empty folder to fill; if the block raises, it is removed and `final` never appears.
@@ -134,13 +139,15 @@ def new_folder(final: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for path in [*partial.rglob("*"), partial]:
-            sync(path)
+        if durable:
+            for path in [*partial.rglob("*"), partial]:
+                sync(path)
         os.rename(partial, final)
     except BaseException:
         _remove(partial)
         raise
-    sync(final.parent)
+    if durable:
+        sync(final.parent)
 
 
 def set_aside(folder: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from safetensors.numpy import load, save
 
+from shared.arrays import to_array, values_of
 from shared.errors import WireError
 
 _RECORDS = "records"  # the one metadata key: [[record name, type, array names or values], ...]
@@ -95,13 +96,13 @@ def _record(
     if _FORMS[form] is not ArrayRecord:
         return _FORMS[form](body)
     arrays = {key: tensors.pop(f"{name}/{key}") for key in body}
-    return ArrayRecord({key: Array(values) for key, values in arrays.items()})
+    return ArrayRecord({key: to_array(values) for key, values in arrays.items()})
 
 
 def _values(array: Array) -> np.ndarray:
     """An array's numbers in C order, if its bytes are what its description says."""
     try:
-        values = np.asarray(array.numpy(), order="C")
+        values = np.asarray(values_of(array), order="C")
     except Exception as error:  # the bytes are a stranger's here too
         raise WireError(f"unreadable array ({type(error).__name__})") from None
     if (str(values.dtype), values.shape) != (array.dtype, tuple(array.shape)):

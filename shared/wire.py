@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.adapter import Adapter, norm
+from shared.arrays import to_array, values_of
 from shared.compression import MAX_SCALE, compress, expand
-from shared.config import ENCODINGS, INT8, TRAINED_FACTORS, TrainConfig
+from shared.config import ENCODINGS, INT8, TRAINED_FACTORS, TrainConfig, types_of
 from shared.errors import WireError
 
 PROTOCOL_VERSION = 4
@@ -146,13 +147,15 @@ class Difference:
 
 def encode_adapter(adapter: Mapping[str, Tensor]) -> ArrayRecord:
     """An adapter or update as float32 arrays, in name order."""
-    arrays = {k: Array(v.detach().cpu().float().numpy()) for k, v in sorted(adapter.items())}
+    arrays = {k: to_array(v.detach().cpu().float().numpy()) for k, v in sorted(adapter.items())}
     return ArrayRecord(arrays)
 
 
 def decode_adapter(record: ArrayRecord) -> Adapter:
     """The inverse of `encode_adapter`."""
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in sorted(record.items())}
+    return {
+        name: torch.from_numpy(values_of(array).copy()) for name, array in sorted(record.items())
+    }
 
 
 def describe_request() -> RecordDict:
@@ -253,10 +256,10 @@ def train_reply(
     metrics = _train_metrics(num_examples, loss, seconds)
     sent = {k: compress(v.detach().cpu().numpy(), encoding) for k, v in sorted(update.items())}
     content = RecordDict({METRICS: metrics})
-    content[ARRAYS] = ArrayRecord({name: Array(values) for name, (values, _) in sent.items()})
+    content[ARRAYS] = ArrayRecord({name: to_array(values) for name, (values, _) in sent.items()})
     if encoding == INT8:
         scales = np.array([scale for _, scale in sent.values()], np.float32)
-        content[SCALES] = ArrayRecord({SCALES: Array(scales)})
+        content[SCALES] = ArrayRecord({SCALES: to_array(scales)})
     return content
 
 
@@ -428,7 +431,7 @@ def _read_array(name: str, array: Array, shape: tuple[int, ...], dtype: str) -> 
     if found != shape or array.dtype != dtype:
         raise WireError(f"{name}: {array.dtype} {found}, expected {dtype} {shape}")
     try:
-        values = array.numpy()
+        values = values_of(array)
     except Exception as error:  # the bytes are the region's; anything may be in them
         raise WireError(f"{name}: unreadable array ({type(error).__name__})") from None
     if values.shape != shape or values.dtype != np.dtype(dtype):
@@ -458,7 +461,7 @@ def _read_scales(content: RecordDict, names: Iterable[str], encoding: str) -> di
 
 def _check_types(where: str, values: Mapping[str, Any], form: type) -> None:
     """Every field of the dataclass `form` is there with its type; an int will do for a float."""
-    for name, kind in get_type_hints(form).items():
+    for name, kind in types_of(form).items():
         accepted = (int, float) if kind is float else (kind,)
         if type(values.get(name)) not in accepted:  # not isinstance: true is an int to Python
             raise WireError(f'{where}: "{name}" is missing or not of type {kind.__name__}')

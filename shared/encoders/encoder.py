@@ -93,6 +93,8 @@ class Encoder:
         self.fusion.to(device)
         self.on_batch: Callable[[], None] = _go_on  # called between batches of a whole catalog
         self._adapted = self._named_parameters()
+        modules = (self.text.peft, self.image.peft, self.fusion)  # asked once: torch walks them all
+        self._trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.reset(seed=0)
 
     def replica(self) -> "Encoder":
@@ -154,8 +156,7 @@ class Encoder:
             factors: which of the LoRA factors are trained; see `shared.adapter.trained_names`.
         """
         moved = {id(self._adapted[name]) for name in trained_names(self._adapted, factors)}
-        modules = (self.text.peft, self.image.peft, self.fusion)
-        return [p for module in modules for p in module.parameters() if id(p) in moved]
+        return [parameter for parameter in self._trainable if id(parameter) in moved]
 
     @cached_property
     def schema(self) -> str:

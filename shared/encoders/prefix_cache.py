@@ -172,7 +172,6 @@ def _compute_texts(
             progress(min(start + BATCH, len(order)), len(order))
     if data is None:
         data = _new_array(folder, (0, 1))
-    data.flush()  # type: ignore[attr-defined]
 
 
 def _token_ids(tower: TextTower, texts: Sequence[str]) -> list[list[int]]:
@@ -200,7 +199,6 @@ def _compute_images(
             progress(min(start + BATCH, len(present)), len(present))
     if data is None:
         data = _new_array(folder, (len(paths), 1))
-    data.flush()  # type: ignore[attr-defined]
 
 
 def _new_array(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:
@@ -230,7 +228,7 @@ def _kept(folder: Path, compute: Callable[[Path], None]) -> Path:
             return folder
         if folder.exists():
             set_aside(folder)
-        with new_folder(folder) as made:
+        with new_folder(folder, durable=False) as made:  # its digests tell what is missing
             compute(made)
             (made / "DIGESTS.json").write_bytes(canonical_json(_digests(made)))
     return folder
