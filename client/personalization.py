@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from client.acceptance import lower_bound
+from client.objective import TrainingData
 from client.personal import RELEASE, Measured
-from client.training import OnStep, TrainingData, train
+from client.training import OnStep, train
 from shared.adapter import Adapter, interpolate
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder
