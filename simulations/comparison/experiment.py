@@ -20,6 +20,7 @@ from typing import Any
 import polars as pl
 import torch
 
+from client.evaluation import K
 from client.worker import Worker, forget_workers
 from shared.adapter import Adapter
 from shared.config import RunConfig
@@ -150,9 +151,7 @@ class _Bench:
             if method.kind == FEDERATED and self._experiment.experiment.curves:
                 facts["curve"] = self._curve(trained[ALL_REGIONS], path.with_suffix(".curve.json"))
             scores = pl.read_parquet(path)
-        tests = scores.filter(pl.col("set") == TEST)
-        mean = tests.group_by("region").agg(pl.col("ndcg@10").mean())["ndcg@10"].mean()
-        self._progress.line(f"mean nDCG@10 of the regions: {mean:.4f}")
+        self._progress.line(f"mean nDCG@10 of the regions: {_test_mean(scores):.4f}")
         return Measured(scores, facts)
 
     # -- training --
@@ -244,20 +243,20 @@ class _Bench:
         curve = []
         for record in trained.records:
             adapter = trained.history.adapter(record.round)
-            means = [self._test_mean(worker, adapter) for worker in self._trainer.workers]
-            known = [mean for mean in means if mean is not None]
-            curve.append(sum(known) / len(known))
+            ranker = dense_ranker(adapter)
+            tables = [self._tested(worker, ranker) for worker in self._trainer.workers]
+            curve.append(_test_mean(pl.concat(tables)))
             self._progress.bar("rounds on test queries")(record.round, len(trained.records) - 1)
         replace_file(path, canonical_json(curve))
         return curve
 
-    def _test_mean(self, worker: Worker, adapter: Adapter) -> float | None:
+    def _tested(self, worker: Worker, ranker: Ranker) -> pl.DataFrame:
+        """Scores on a region's test queries alone."""
         tests = self._queries(worker).tests
-        if not tests.queries:
-            return None
-        ranked = dense_ranker(adapter)(worker, tests.queries, 10)
-        mean = score_set(tests.queries, ranked, tests.qrels, None)["ndcg@10"].mean()
-        return float(mean)  # type: ignore[arg-type]
+        ranked = ranker(worker, tests.queries, K)
+        region = pl.lit(worker.region.config.region).alias("region")
+        scored = score_set(tests.queries, ranked, tests.qrels, None)
+        return scored.with_columns(region, set=pl.lit(TEST))
 
     # -- facts --
 
@@ -276,6 +275,13 @@ class _Bench:
         if method.kind == FEDERATED:
             facts["bytes"] = trained[ALL_REGIONS].bytes_sent
         return facts
+
+
+def _test_mean(scores: pl.DataFrame) -> float:
+    """Mean test nDCG@10 over queries, then regions."""
+    tests = scores.filter(pl.col("set") == TEST)
+    means = tests.group_by("region").agg(pl.col("ndcg@10").mean())["ndcg@10"].to_list()
+    return sum(means) / len(means)
 
 
 def _write_parquet(path: Path, table: pl.DataFrame) -> None:

@@ -37,8 +37,12 @@ TEST = "test"
 QUADRANTS = ("unseen_seen", "unseen_cold", "seen_seen", "seen_cold")
 SETS = (TEST, *QUADRANTS)
 METRICS = {f"ndcg@{K}": ndcg_at_k, f"recall@{K}": recall_at_k, f"mrr@{K}": mrr_at_k}
-SCORE_SCHEMA = {"region": pl.String, "set": pl.String, "query": pl.String}
-SCORE_SCHEMA |= dict.fromkeys(METRICS, pl.Float64)
+SCORE_SCHEMA: dict[str, pl.DataType] = {
+    "region": pl.String(),
+    "set": pl.String(),
+    "query": pl.String(),
+    **dict.fromkeys(METRICS, pl.Float64()),
+}
 
 Ranked = NDArray[np.int64]
 Ranker = Callable[[Worker, Sequence[str], int], Ranked]  # queries, depth -> rows (Q, <= depth)
@@ -90,7 +94,7 @@ def region_scores(worker: Worker, judged: Judged, ranker: Ranker) -> pl.DataFram
     qrels = [*judged.tests.qrels, *judged.seen.qrels]
     depth = min(K + max((len(rows) for rows, _ in qrels), default=0), worker.region.catalog.height)
     ranked, first = ranker(worker, texts, depth), len(judged.tests.queries)
-    parts = {TEST: (slice(0, first), None)}
+    parts: dict[str, tuple[slice, NDArray[np.bool_] | None]] = {TEST: (slice(0, first), None)}
     for name, part in (("unseen", slice(0, first)), ("seen", slice(first, None))):
         parts |= {f"{name}_seen": (part, ~judged.cold), f"{name}_cold": (part, judged.cold)}
     tables = []

@@ -52,7 +52,8 @@ def mean_scores(strata: Sequence[Stratum]) -> Floats:
     """
     num_texts = 1 + max(int(stratum.text.max(initial=-1)) for stratum in strata)
     num_seeds = 1 + max(stratum.seed for stratum in strata)
-    return _means(strata, np.ones((1, num_texts)), np.ones((1, num_seeds)))[0]
+    (means,) = _means(strata, np.ones((1, num_texts)), np.ones((1, num_seeds)))
+    return np.asarray(means)
 
 
 def bootstrap_means(
@@ -181,17 +182,17 @@ def verdicts(tests: Sequence[RegionTests | None], *, level: float = LEVEL) -> li
         level: of the family of regions.
     """
     counted = [test for test in tests if test is not None]
-    adjusted = [holm([test[kind] for test in counted]) for kind in range(3)]
-    rows = iter(zip(*adjusted, strict=True))
-    return ["no claim" if test is None else _verdict(*next(rows), level) for test in tests]
+    kinds = (holm([test[kind] for test in counted]) for kind in range(3))
+    adjusted = (RegionTests(*row) for row in zip(*kinds, strict=True))
+    return ["no claim" if test is None else _verdict(next(adjusted), level) for test in tests]
 
 
-def _verdict(better: float, not_worse: float, worse: float, level: float) -> Verdict:
-    if better <= level:
+def _verdict(p: RegionTests, level: float) -> Verdict:
+    if p.better <= level:
         return "better"
-    if worse <= level:  # said before "not worse": a small loss that is sure is still a loss
+    if p.worse <= level:  # said before "not worse": a small loss that is sure is still a loss
         return "worse"
-    return "not worse" if not_worse <= level else "open"
+    return "not worse" if p.not_worse <= level else "open"
 
 
 def first_reaching(curve: Sequence[float], target: float) -> int | None:

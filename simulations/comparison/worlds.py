@@ -34,8 +34,8 @@ class Cell:
         folder: where the data set lies; None for one that is made.
         preset: of the base.
         device: of every region.
-        threads: of torch.
-        digest: of all of this, of what lies in `folder` and of the code that makes the world.
+        digest: of all of this but where the folder is, of what lies in it, of the number of
+            threads and of the code that makes the world.
     """
 
     data: DataSpec
@@ -43,7 +43,6 @@ class Cell:
     folder: Path | None
     preset: str
     device: str
-    threads: int
     digest: str
 
     @property
@@ -78,9 +77,15 @@ def cells_of(experiment: Experiment, folders: Mapping[str, Path]) -> list[Cell]:
     for seed in what.seeds:
         for data in experiment.data:
             made_of = {"data": data.model_dump(), "seed": seed, "contents": contents[data.source]}
-            digest = digest_of(made_of | alike | made_by)
             cells.append(
-                Cell(data=data, seed=seed, folder=places[data.source], digest=digest, **alike)
+                Cell(
+                    data=data,
+                    seed=seed,
+                    folder=places[data.source],
+                    preset=what.preset,
+                    device=what.device,
+                    digest=digest_of(made_of | alike | made_by),
+                )
             )
     return cells
 
