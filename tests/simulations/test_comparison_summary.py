@@ -1,0 +1,228 @@
+"""Tables and page of made-up scores, whose figures are known beforehand."""
+
+import re
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from simulations.comparison.measure import SCORE_SCHEMA, SETS
+from simulations.comparison.page import render_page
+from simulations.comparison.spec import Experiment
+from simulations.comparison.summary import pairs_of, strata_of, summarize_experiment
+from simulations.comparison.terminal import lines_of, tables_of
+
+LEVELS = {"words": 0.4, "base": 0.5, "alone": 0.6, "fed": 0.7, "mix": 0.72, "pool": 0.8}
+KINDS = {
+    "words": "bm25",
+    "base": "zero_shot",
+    "alone": "local_only",
+    "fed": "federated",
+    "mix": "hybrid",
+    "pool": "centralized",
+}
+DATA = "fashion dirichlet:0.5, 2 regions"
+
+
+def experiment(**changes: Any) -> Experiment:
+    methods = [
+        {"name": name, "kind": kind} | ({"of": "fed"} if kind == "hybrid" else {})
+        for name, kind in KINDS.items()
+    ]
+    what = {"name": "try", "seeds": [7, 8], "rounds": 3, "preset": "tiny"} | changes
+    data = [{"source": "fashion", "partition": "dirichlet:0.5", "regions": 2}]
+    return Experiment.model_validate({"experiment": what, "data": data, "method": methods})
+
+
+def make_scores(levels: dict[str, float], *, sizes: dict[str, int], spread: float = 0.05) -> Any:
+    """Scores around each method's level: the same luck of a query for every method."""
+    rng, rows = np.random.default_rng(0), []
+    for seed in (7, 8):
+        for region, size in sizes.items():
+            luck = rng.normal(0.0, spread, (len(SETS), size))
+            for number, which in enumerate(SETS):
+                for name, level in levels.items():
+                    for query, offset in enumerate(luck[number] - luck[number].mean()):
+                        noise = 0.001 * rng.standard_normal()
+                        value = float(np.clip(level + offset + noise, 0, 1))
+                        named = {"region": region, "set": which, "query": f"q{query}"}
+                        scored = {"ndcg@10": value, "recall@10": value / 2, "mrr@10": value}
+                        rows.append({"data": DATA, "seed": seed, "method": name, **named, **scored})
+    schema = {"data": pl.String, "seed": pl.Int64, "method": pl.String, **SCORE_SCHEMA}
+    return pl.DataFrame(rows, schema=schema)
+
+
+def facts(**changes: Any) -> list[dict[str, Any]]:
+    trained = {"rounds": 3, "steps": 40, "examples": 1200, "best_round": {"all": 3}}
+    curve = {"curve": [0.5, 0.7, 0.77, 0.78], "bytes": [100, 1000, 1000, 1000]}
+    methods = {name: {} for name in KINDS} | {"alone": trained, "fed": trained | curve}
+    methods |= {"pool": trained} | changes
+    return [{"data": DATA, "seed": seed, "methods": methods} for seed in (7, 8)]
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    scores = make_scores(LEVELS, sizes={"north": 60, "south": 20})
+    found = summarize_experiment(experiment(), scores, facts())
+    return found | {"command": "fedshelf compare", "made_by": {"code": "3f", "libraries": {}}}
+
+
+def test_means_ratio_and_gap(result: dict[str, Any]) -> None:
+    (table,) = result["tables"]
+    for name, level in LEVELS.items():
+        row = table["methods"][name]
+        assert row["mean"] == pytest.approx(level, abs=0.002)
+        assert row["interval"][0] < row["mean"] < row["interval"][1]
+        assert row["by_seed"].keys() == {"7", "8"}
+        assert row["metrics"]["recall@10"] == pytest.approx(row["mean"] / 2)
+    held = table["federated"]["fed"]
+    assert (held["pooled"], held["alone"]) == ("pool", "alone")
+    assert held["ratio"] == pytest.approx(0.7 / 0.8, abs=0.005)
+    assert held["ratio_interval"][0] < held["ratio"] < held["ratio_interval"][1]
+    assert held["gap_closed"] == pytest.approx(1 / 2, abs=0.02)
+    assert held["gap_closed_interval"][0] < 0.5 < held["gap_closed_interval"][1]
+
+
+def test_rounds_and_bytes_to_95_percent_of_the_pool(result: dict[str, Any]) -> None:
+    # 0.95 * 0.8 = 0.76: first reached by 0.77, in round 2, when 100 + 1000 + 1000 bytes had gone.
+    for row in result["tables"][0]["federated"]["fed"]["reached"]:
+        assert row["target"] == pytest.approx(0.76, abs=0.003)
+        assert (row["round"], row["bytes"]) == (2, 2100)
+
+
+def test_a_small_region_is_shown_and_nothing_is_claimed_of_it(result: dict[str, Any]) -> None:
+    (table,) = result["tables"]
+    assert [(row["seed"], row["region"]) for row in table["regions"]] == [
+        (7, "north"),
+        (7, "south"),
+        (8, "north"),
+        (8, "south"),
+    ]
+    for row in table["regions"]:
+        claim = row["claims"]["fed"]
+        assert claim["against"] == "alone"
+        if row["region"] == "north":
+            assert (row["num_queries"], row["counted"]) == (60, True)
+            assert claim["verdict"] == "better"
+            assert claim["p"]["better"] < 0.001
+        else:
+            assert (row["num_queries"], row["counted"]) == (20, False)
+            assert (claim["verdict"], claim["p"]) == ("no claim", None)
+            assert row["means"]["fed"] == pytest.approx(0.7, abs=0.002)
+
+
+def test_the_worst_region_is_one_that_counts() -> None:
+    scores = make_scores(LEVELS, sizes={"north": 60, "south": 20, "west": 55})
+    low = pl.when(pl.col("region") == "south").then(0.0).otherwise(pl.col("ndcg@10"))
+    low = pl.when(pl.col("region") == "west").then(low - 0.1).otherwise(low)
+    table = summarize_experiment(experiment(), scores.with_columns(low.alias("ndcg@10")), facts())
+    worst = table["tables"][0]["methods"]["fed"]["worst"]
+    assert worst == pytest.approx(0.6, abs=0.002)  # west; south would be 0
+
+
+def test_without_a_region_that_counts_there_is_no_worst() -> None:
+    scores = make_scores(LEVELS, sizes={"north": 20, "south": 20})
+    (table,) = summarize_experiment(experiment(), scores, facts())["tables"]
+    assert {row["worst"] for row in table["methods"].values()} == {None}
+
+
+def test_every_test_is_corrected_for_all_of_them(result: dict[str, Any]) -> None:
+    tests = result["tables"][0]["tests"]
+    assert [(test["a"], test["b"]) for test in tests] == pairs_of(experiment())
+    assert pairs_of(experiment()) == [
+        ("fed", "alone"),
+        ("fed", "pool"),
+        ("fed", "base"),
+        ("mix", "words"),
+        ("mix", "fed"),
+    ]
+    for test in tests:
+        assert test["p"] <= test["p_holm"] <= min(1.0, 5 * test["p"])
+        assert test["num_queries"] == 60  # the same words in two regions and seeds are one query
+        assert test["difference"] == pytest.approx(LEVELS[test["a"]] - LEVELS[test["b"]], abs=0.005)
+
+
+def test_a_pool_below_training_alone_leaves_no_gap_to_close() -> None:
+    scores = make_scores(LEVELS | {"pool": 0.55}, sizes={"north": 60, "south": 60})
+    found = summarize_experiment(experiment(), scores, facts())
+    held = found["tables"][0]["federated"]["fed"]
+    assert (held["gap_closed"], held["gap_closed_interval"]) == (None, None)
+    assert held["gap"] == pytest.approx(-0.05, abs=0.002)
+    assert held["ratio"] == pytest.approx(0.7 / 0.55, abs=0.01)
+    page = render_page(found | {"command": "", "made_by": {"code": "", "libraries": {}}})
+    assert "undefined: pooling is not above training alone" in page
+
+
+def test_training_that_was_not_equal_is_said() -> None:
+    scores = make_scores(LEVELS, sizes={"north": 60})
+    less = {"rounds": 3, "steps": 20, "examples": 600, "best_round": {"all": 3}}
+    found = summarize_experiment(experiment(), scores, facts(pool=less))
+    assert not found["tables"][0]["equal_training"]["equal"]
+    assert any("same number of examples" in line for line in lines_of(found))
+
+
+def test_equal_scores_give_equal_tables(result: dict[str, Any]) -> None:
+    scores = make_scores(LEVELS, sizes={"north": 60, "south": 20})
+    shuffled = scores.sample(fraction=1.0, shuffle=True, seed=3)
+    again = summarize_experiment(experiment(), shuffled, facts())
+    assert again["tables"][0]["methods"] == result["tables"][0]["methods"]
+    assert again["tables"][0]["tests"] == result["tables"][0]["tests"]
+
+
+def test_equal_texts_have_one_number_in_every_region_and_seed() -> None:
+    scores = make_scores(LEVELS, sizes={"north": 3, "south": 2})
+    strata = strata_of(scores.filter(pl.col("set") == "test"), list(LEVELS))
+    assert [(one.seed, one.text.tolist()) for one in strata] == [
+        (0, [0, 1, 2]),
+        (0, [0, 1]),
+        (1, [0, 1, 2]),
+        (1, [0, 1]),
+    ]
+
+
+# -- page and terminal -----------------------------------------------------------------------------
+
+
+def test_the_page_holds_the_figures_and_fetches_nothing(result: dict[str, Any]) -> None:
+    page = render_page(result)
+    (table,) = result["tables"]
+    for row in table["methods"].values():
+        assert f"{row['mean']:.3f}" in page
+    assert f"{table['federated']['fed']['ratio']:.3f}" in page
+    assert "too few queries" in page
+    assert "seed 7: round 2, 2.1 kB" in page
+    assert not re.search(r"""(src|href|action)\s*=\s*["']?\s*(https?:)?//""", page)
+    assert not re.search(r"@import|url\(", page)
+    assert "<svg" in page
+
+
+def test_the_page_escapes_what_it_is_given(result: dict[str, Any]) -> None:
+    page = render_page(result | {"command": "fedshelf <script>"})
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_page_without_any_federated_method() -> None:
+    untrained = {name: LEVELS[name] for name in ("words", "base")}
+    plain = experiment().model_dump()
+    plain["method"] = [m for m in plain["method"] if m["name"] in untrained]
+    plain["experiment"] = {key.replace("_", "-"): v for key, v in plain["experiment"].items()}
+    asked = Experiment.model_validate(plain)
+    scores = make_scores(untrained, sizes={"north": 5})
+    worlds = [
+        {"data": DATA, "seed": seed, "methods": {name: {} for name in untrained}} for seed in (7, 8)
+    ]
+    found = summarize_experiment(asked, scores, worlds)
+    page = render_page(found | {"command": "", "made_by": {"code": "", "libraries": {}}})
+    assert "No two methods" in page
+    assert "Round by round" not in page
+
+
+def test_the_terminal_has_a_row_a_method_and_what_may_be_said(result: dict[str, Any]) -> None:
+    (table,) = tables_of(result)
+    assert list(table.columns[0].cells) == list(LEVELS)
+    told = "\n".join(lines_of(result))
+    assert "fed / pool: 0.875" in told
+    assert "gap closed: 50%" in told
+    assert "2 better, 2 no claim" in told
