@@ -1,9 +1,11 @@
 """Run an experiment: every method in every world, what is missing of it, then the tables.
 
-    ROOT/worlds/DIGEST/      region folders, base, click logs
-    ROOT/trainings/DIGEST/   rounds of one training; training.json says of which
-    ROOT/scores/DIGEST.*     scores of single queries of one method in one world, and its curve
-    ROOT/NAME/               scores.parquet, result.json, report.html of one experiment
+    ROOT/worlds/DIGEST/       region folders, base, click logs
+    ROOT/trainings/DIGEST/    rounds of one training; training.json says of which
+    ROOT/personalized/DIGEST/ what regions made of one training for themselves
+    ROOT/shelves/DIGEST/      indexes that hybrids answer from
+    ROOT/scores/DIGEST.*      scores of single queries of one method in one world, and its curve
+    ROOT/NAME/                scores.parquet, result.json, report.html of one experiment
 
 Everything above `NAME` is shared between experiments. Whatever is complete is found again, also
 after an interruption at any instant, and by another experiment that asks for the same.
@@ -12,7 +14,7 @@ after an interruption at any instant, and by another experiment that asks for th
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import torch
 from client.evaluation import K
 from client.worker import Worker, forget_workers
 from shared.adapter import Adapter
-from shared.config import RunConfig
+from shared.config import RunConfig, parse_run_config
 from shared.durable import canonical_json, replace_file
 from simulations.comparison.digests import code_digest, digest_of, library_versions
 from simulations.comparison.measure import (
@@ -39,6 +41,7 @@ from simulations.comparison.measure import (
     score_set,
 )
 from simulations.comparison.page import write_page
+from simulations.comparison.personal import personalized_adapters
 from simulations.comparison.search import search_knobs
 from simulations.comparison.spec import Experiment, MethodSpec
 from simulations.comparison.summary import summarize_experiment
@@ -134,8 +137,12 @@ class _Bench:
         self._judged: dict[str, Judged] = {}
 
     def measure_all(self) -> dict[str, Measured]:
-        """Train and measure every method, in the order of the file; hybrids after what they mix."""
-        methods = sorted(self._experiment.method, key=lambda method: method.kind == "hybrid")
+        """Train and measure every method; what is made of another one comes after it."""
+        later = ("personalized", "hybrid")
+        methods = sorted(
+            self._experiment.method,
+            key=lambda method: later.index(method.kind) + 1 if method.kind in later else 0,
+        )
         measured = {method.name: self._measure(method) for method in methods}
         return {method.name: measured[method.name] for method in self._experiment.method}
 
@@ -187,7 +194,8 @@ class _Bench:
 
     def _measured_of(self, method: MethodSpec, trained: Mapping[Any, Trained]) -> dict[str, Any]:
         """What decides a method's scores."""
-        of = self._experiment.method_named(method.of) if method.of else method
+        mixed = method.kind == "hybrid" and method.of
+        of = self._experiment.method_named(method.of) if mixed else method
         adapters = {
             region: adapter_digest(found) for region, found in self._adapters_of(of).items()
         }
@@ -200,12 +208,29 @@ class _Bench:
 
     def _adapters_of(self, method: MethodSpec) -> dict[str, Adapter]:
         """By region; the untrained adapter for whatever trains nothing."""
-        if method.name not in self._adapters:
+        if method.name not in self._adapters and method.kind == "personalized":
+            self._adapters[method.name] = self._personalized(method)
+        elif method.name not in self._adapters:
             encoder = self._trainer.workers[0].encoder
             encoder.reset(seed=self._cell.seed)
             initial = encoder.adapter()
             self._adapters[method.name] = dict.fromkeys(self._trainer.regions, initial)
         return self._adapters[method.name]
+
+    def _personalized(self, method: MethodSpec) -> dict[str, Adapter]:
+        of = self._experiment.method_named(method.of or "")
+        adapters = self._adapters_of(of)
+        config = parse_run_config(self._training(of, ALL_REGIONS).run_config).train_config(1)
+        digest = digest_of(
+            {
+                "world": self._cell.digest,
+                "adapters": {name: adapter_digest(one) for name, one in adapters.items()},
+                "config": asdict(config),
+                "code": code_digest("simulations.comparison.personal"),
+            }
+        )
+        folder = self._root / "personalized" / digest
+        return personalized_adapters(self._world, folder, adapters, config, self._progress)
 
     def _scores(self, method: MethodSpec, digest: str) -> pl.DataFrame:
         workers, tables = self._trainer.workers, []

@@ -24,9 +24,12 @@ from pydantic import (
 from shared.config import NO_KNOBS, RunConfig, default_run_config, parse_run_config
 from shared.errors import ConfigError
 
-Kind = Literal["zero_shot", "bm25", "local_only", "federated", "centralized", "hybrid"]
-TRAINED = ("local_only", "federated", "centralized")
-DENSE = ("zero_shot", *TRAINED)
+Kind = Literal[
+    "zero_shot", "bm25", "local_only", "federated", "centralized", "personalized", "hybrid"
+]
+TRAINED = ("local_only", "federated", "centralized")  # round by round
+HELD = ("federated", "personalized")  # against pooling and against each region alone
+DENSE = ("zero_shot", *TRAINED, "personalized")
 SAME_TRAINING = ("local-epochs", "batch-size")  # passes and steps follow from these and the rounds
 _NAME = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 
@@ -68,9 +71,11 @@ class MethodSpec(_Strict):
         name: in the table; unique.
         kind: what is done.
         set: keys of `[tool.flwr.app.config]` that differ from their defaults.
-        of: of `hybrid`: the dense method that is mixed with BM25.
-        alone: of `federated`: the local_only method it is held against; by default the first.
-        pooled: of `federated`: the centralized method it is held against; by default the first.
+        of: of `hybrid`: the dense method that is mixed with BM25; of `personalized`: the federated
+            one that regions adapt to their own clicks.
+        alone: of `federated` and `personalized`: the local_only method that they are held against;
+            by default the first.
+        pooled: likewise the centralized method.
         unequal: why this method may train longer or shorter than the others; empty: it may not.
     """
 
@@ -170,11 +175,11 @@ class Experiment(_Strict):
         return next((method.name for method in self.method if method.kind == kind), None)
 
     def alone_of(self, method: MethodSpec) -> str | None:
-        """The local_only method that a federated one is held against."""
+        """The local_only method that a method is held against."""
         return method.alone or self.first("local_only")
 
     def pooled_of(self, method: MethodSpec) -> str | None:
-        """The centralized method that a federated one is held against."""
+        """The centralized method that a method is held against."""
         return method.pooled or self.first("centralized")
 
     def run_config(self, method: MethodSpec, *, seed: int, regions: int) -> RunConfig:
@@ -188,14 +193,21 @@ class Experiment(_Strict):
         }
 
     def _check_references(self, method: MethodSpec) -> None:
+        made_of = {"hybrid": DENSE, "personalized": ("federated",)}.get(method.kind, ())
+        held = method.kind in HELD
         wanted: dict[str, tuple[str | None, Sequence[str]]] = {
-            "of": (method.of, DENSE if method.kind == "hybrid" else ()),
-            "alone": (method.alone, ("local_only",) if method.kind == "federated" else ()),
-            "pooled": (method.pooled, ("centralized",) if method.kind == "federated" else ()),
+            "of": (method.of, made_of),
+            "alone": (method.alone, ("local_only",) if held else ()),
+            "pooled": (method.pooled, ("centralized",) if held else ()),
         }
+        if made_of and method.of is None:
+            raise ValueError(f'method "{method.name}": of: name the method that it is made of')
+        if method.kind == "personalized" and not method.unequal:
+            raise ValueError(
+                f'method "{method.name}": regions train on after the last round; '
+                'say so with unequal = "..."'
+            )
         for key, (name, kinds) in wanted.items():
-            if key == "of" and method.kind == "hybrid" and name is None:
-                raise ValueError(f'method "{method.name}": of: name the dense method it mixes')
             if name is None:
                 continue
             if not kinds:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shared.randomization import paired_randomization_test
 from simulations.comparison.measure import SETS, TEST
-from simulations.comparison.spec import Experiment, MethodSpec
+from simulations.comparison.spec import HELD, Experiment, MethodSpec
 from simulations.comparison.statistics import (
     LEVEL,
     RegionTests,
@@ -73,7 +73,7 @@ def _summarize_data(
     at = {name: number for number, name in enumerate(names)}
     means = mean_scores(strata)
     regions = _regions(experiment, names, scores)
-    federated = [method for method in experiment.method if method.kind == "federated"]
+    federated = [method for method in experiment.method if method.kind in HELD]
     return {
         "num_queries": len(text_means(strata)),
         "methods": {
@@ -187,7 +187,7 @@ def _claimed(experiment: Experiment, regions: list[dict[str, Any]]) -> list[dict
             }
         )
     for method in experiment.method:
-        alone = experiment.alone_of(method) if method.kind == "federated" else None
+        alone = experiment.alone_of(method) if method.kind in HELD else None
         if alone is None:
             continue
         tests = [
@@ -231,7 +231,7 @@ def _held_against(
     at: Mapping[str, int],
     facts: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """A federated method beside pooling and beside each region alone."""
+    """A federated method, personalized or not, beside pooling and beside each region alone."""
     pooled, alone = experiment.pooled_of(method), experiment.alone_of(method)
     mine = at[method.name]
     row: dict[str, Any] = {"pooled": pooled, "alone": alone}
@@ -272,14 +272,14 @@ def _reached(
 def pairs_of(experiment: Experiment) -> list[tuple[str, str]]:
     """The differences that a reader will draw conclusions from.
 
-    Each federated method against each region alone, pooling, the base, and the first federated
-    method of the file; each hybrid against words and against what it mixes.
+    Each federated or personalized method against each region alone, pooling, the base, and the
+    first federated method of the file; each hybrid against words and against what it mixes.
     """
     first, words = experiment.first("federated"), experiment.first("bm25")
     base = experiment.first("zero_shot")
     pairs: list[tuple[str, str | None]] = []
     for method in experiment.method:
-        if method.kind == "federated":
+        if method.kind in HELD:
             others = (experiment.alone_of(method), experiment.pooled_of(method), base, first)
             pairs += [(method.name, other) for other in others]
         elif method.kind == "hybrid":
@@ -331,5 +331,5 @@ def _equal_training(experiment: Experiment, facts: Sequence[Mapping[str, Any]]) 
     ]
     compared = [name for name, method in trained.items() if not method.unequal]
     equal = all(len({row["examples"][name] for name in compared}) <= 1 for row in rows)
-    reasons = {name: m.unequal for name, m in trained.items() if m.unequal}
+    reasons = {method.name: method.unequal for method in experiment.method if method.unequal}
     return {"equal": equal, "unequal": reasons, "worlds": rows}

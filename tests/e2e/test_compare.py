@@ -6,12 +6,13 @@ from typing import Any
 
 import polars as pl
 import pytest
-from small_world import Call, Stops, quiet
+from small_world import Call, Stops, prepare_run, quiet
 
 from client.worker import get_worker
 from simulations.comparison.experiment import compare
 from simulations.comparison.measure import QUADRANTS, SETS
 from simulations.comparison.spec import Experiment
+from simulations.comparison.trainings import adapter_digest
 from simulations.queries import is_cold
 
 TINY = Path(__file__).parents[2] / "simulations" / "experiments" / "tiny.toml"
@@ -63,6 +64,8 @@ def test_a_method_is_the_same_in_simulate(finished: Path, compared: dict[str, An
         assert mine["region"] == theirs["name"]
         assert mine["num_queries"] == theirs["num_test_queries"]
         for name, mean in mine["means"].items():
+            if name == "personalized":
+                continue  # another run's
             assert mean == pytest.approx(theirs["rows"][name]["ndcg@10"], abs=1e-12), name
 
 
@@ -117,6 +120,45 @@ def test_the_curve_is_the_test_figure_of_every_round(
     assert facts["curve"][facts["best_round"]["all"]] == pytest.approx(mean, abs=1e-12)
     base = compared["tables"][0]["methods"]["zero_shot"]["mean"]
     assert facts["curve"][0] == pytest.approx(base, abs=1e-12)
+
+
+def test_few_validation_queries_adapt_nothing(compared: dict[str, Any]) -> None:
+    rows = compared["tables"][0]["methods"]
+    assert rows["personalized"]["mean"] == rows["federated"]["mean"]
+
+
+def test_a_region_adapts_as_its_own_worker_does(fashion: Path, tmp_path: Path) -> None:
+    """With a choice forced upon it: no tiny region has clicks enough to be sure of one."""
+    from client.worker import resident_encoder
+    from shared.config import parse_run_config
+    from simulations.comparison.personal import personalized_adapters
+
+    world, folder = tmp_path / "world", tmp_path / "personalized"
+    prepare_run(world, fashion)
+    for path in world.glob("regions/*/region.toml"):
+        text = path.read_text(encoding="utf-8")
+        assert "min_queries = 100" in text
+        text = text.replace("min_queries = 100", "min_queries = 2")
+        path.write_text(text.replace("confidence = 0.95", "confidence = 0.51"), encoding="utf-8")
+    fingerprint = json.loads((world / "world.json").read_text(encoding="utf-8"))["fingerprint"]
+    encoder = resident_encoder(world / "base", device="cpu", fingerprint=fingerprint)
+    encoder.reset(seed=7)
+    initial = dict.fromkeys(("north", "south"), encoder.adapter())
+    config = parse_run_config({"learning-rate": 0.1}).train_config(1)
+    made = personalized_adapters(world, folder, initial, config, quiet())
+    expected = {}
+    for region in initial:
+        worker = get_worker(world / "regions" / region)
+        worker.encoder.load_adapter(initial[region])
+        worker.personalize(1, config)
+        expected[region] = worker.encoder.adapter()
+    assert {name: adapter_digest(one) for name, one in made.items()} == {
+        name: adapter_digest(one) for name, one in expected.items()
+    }
+    again = personalized_adapters(world, folder, {}, config, quiet())  # trains nothing
+    assert {name: adapter_digest(one) for name, one in again.items()} == {
+        name: adapter_digest(one) for name, one in made.items()
+    }
 
 
 # -- nothing twice ---------------------------------------------------------------------------------

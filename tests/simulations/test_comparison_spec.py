@@ -109,7 +109,11 @@ def test_candidates_are_all_combinations_the_last_key_changing_fastest(tmp_path:
             HEAD + DATA + METHODS + method(name='"x"', kind='"bm25"', set="{quorum=0.5}"),
             'method "x": set: bm25 trains nothing',
         ),
-        (HEAD + DATA + METHODS + method(name='"x"', kind='"hybrid"'), "of: name the dense method"),
+        (HEAD + DATA + METHODS + method(name='"x"', kind='"hybrid"'), "of: name the method"),
+        (
+            HEAD + DATA + METHODS + method(name='"x"', kind='"personalized"', of='"fed"'),
+            "train on after the last round; say so",
+        ),
         (
             HEAD + DATA + METHODS + method(name='"x"', kind='"hybrid"', of='"pol"'),
             'of: "pol" is no method of kind zero_shot or',
