@@ -178,7 +178,7 @@ class Objective:
         temperature = encoder.fusion.temperature()
         query, text, image = vectors[_QUERY], vectors[_TEXT], vectors[_IMAGE]
         product = encoder.fused(text, image, data.products, batch.product_rows)  # (V, D)
-        loss = self._clicks(query, product, batch, temperature)
+        loss = self.clicks(query, product, batch, temperature)
         if known is not None:
             loss = loss + config.known_item_weight * _contrast(
                 vectors[_ASKED], vectors[_ANSWER], known, self._known_temperature(temperature)
@@ -194,7 +194,7 @@ class Objective:
             loss = loss + config.match_weight * match
         return loss, product
 
-    def _clicks(self, query: Tensor, product: Tensor, batch: Batch, temperature: Tensor) -> Tensor:
+    def clicks(self, query: Tensor, product: Tensor, batch: Batch, temperature: Tensor) -> Tensor:
         """The click term, against the products of the batch and of recent steps."""
         examples, limit = self._data.examples, self._config.negative_max_cosine
         rows, recent = self._recent.others(batch.product_rows)

@@ -16,13 +16,17 @@ luck. With too few validation queries, or none, it is the release.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from client.acceptance import lower_bound
-from client.objective import TrainingData
+from client.batches import epoch_batches
+from client.objective import Objective, TrainingData
 from client.personal import RELEASE, Measured
 from client.training import OnStep, train
 from shared.adapter import Adapter, interpolate
-from shared.config import TrainConfig
-from shared.encoders.encoder import Encoder
+from shared.config import BOTH, TrainConfig
+from shared.encoders.encoder import Encoder, ProductPrefixes, batches_by_length
 from shared.schema import PersonalizationConfig
 from shared.wire import Difference
 
@@ -46,14 +50,20 @@ def make_candidates(
         config: of a round; passes and learning rate are those of `settings`.
         settings: of `region.toml`.
         seed: of the order of examples.
-        on_step: called with (steps done, steps in all) of each of two trainings.
+        on_step: called with (steps done, steps in all) of training.
 
     Returns:
         By name, in the order of the module's docstring.
     """
     release = encoder.adapter()
-    config = replace(config, local_epochs=settings.passes, learning_rate=settings.learning_rate)
-    train(encoder, data, config, seed=[*seed], on_step=on_step, only=[encoder.fusion.gate])
+    config = replace(
+        config,
+        local_epochs=settings.passes,
+        learning_rate=settings.learning_rate,
+        trained_factors=BOTH,
+        patience=0,
+    )
+    tune_gate(encoder, data, config, learning_rate=settings.gate_learning_rate, seed=seed)
     candidates = {GATE: encoder.adapter()}
     encoder.load_adapter(release)
     train(encoder, data, config, seed=[*seed], on_step=on_step)
@@ -61,6 +71,58 @@ def make_candidates(
     return candidates | {
         f"tuned-{weight:g}": interpolate(release, tuned, weight) for weight in settings.weights
     }
+
+
+def tune_gate(
+    encoder: Encoder,
+    data: TrainingData,
+    config: TrainConfig,
+    *,
+    learning_rate: float,
+    seed: Sequence[int],
+) -> None:
+    """Train the fusion gate in place, and nothing else.
+
+    No vector but a product's mix depends on the gate, so all are computed once and a pass costs
+    next to nothing. Of the loss only the click term depends on it.
+
+    Args:
+        encoder: holds the release.
+        data: what the region trains on.
+        config: of a round.
+        learning_rate: of Adam.
+        seed: of the order of examples.
+    """
+    queries, products = torch.from_numpy(encoder.query_matrix(data.queries)), data.products
+    text, image = _modalities(encoder, products)  # (N, D) each
+    gate, temperature = encoder.fusion.gate, encoder.fusion.temperature().detach()
+    objective = Objective(encoder, data, config, [gate])
+    optimizer = torch.optim.Adam([gate], lr=learning_rate)
+    for epoch in range(config.local_epochs):
+        for batch in epoch_batches(
+            data.examples,
+            batch_size=config.batch_size,
+            seed=[*seed, epoch],
+            hard_negatives=config.hard_negatives,
+        ):
+            rows = batch.product_rows
+            product = encoder.fused(text[rows], image[rows], products, rows)
+            query = queries[batch.query_rows].to(encoder.device)
+            optimizer.zero_grad()
+            loss = objective.clicks(query, product, batch, temperature)
+            loss.backward(inputs=[gate])  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+
+@torch.no_grad()
+def _modalities(encoder: Encoder, products: ProductPrefixes) -> tuple[Tensor, Tensor]:
+    """Text and photo vectors of a whole catalog, (N, D) each."""
+    text = torch.zeros(len(products.has_text), encoder.dim, device=encoder.device)
+    image = torch.zeros_like(text)
+    for rows in batches_by_length(products.texts.lengths()):
+        text[rows] = encoder.text_vectors(products.texts, rows)
+        image[rows] = encoder.image_vectors(products.images, rows)
+    return text, image
 
 
 def choose(

@@ -47,7 +47,7 @@ from client.indexing import (
     read_statement,
     write_region_index,
 )
-from client.personal import Personal, read_personal_adapter, wanted_digest
+from client.personal import Personal, wanted_digest
 from client.region import Region
 from client.shelves import open_shelf, scratch_folder
 from shared.audit import AuditLog
@@ -369,7 +369,9 @@ class Publication:
             return True
         try:
             if digest != own:
-                read_personal_adapter(self._state, pointer.release, digest)
+                load_personal(
+                    self._encoder(), self._state, release=pointer.release, encoder_digest=digest
+                )
         except ReleaseError:  # searches would have no encoder after the next start
             return False
         wanted = self._wanted_digest(pointer.release, own) == digest

@@ -29,7 +29,6 @@ def train(
     seed: list[int],
     on_step: OnStep | None = None,
     validate: Callable[[], float] | None = None,
-    only: list[nn.Parameter] | None = None,
 ) -> float:
     """Train the encoder's adapter in place.
 
@@ -41,12 +40,11 @@ def train(
         on_step: called with (steps done, steps in all).
         validate: how good the encoder is by later clicks, for early stopping (`patience`); without
             it nothing stops early.
-        only: the parameters to move; those that the config names by default.
 
     Returns:
         Mean loss over the steps, nats.
     """
-    parameters = encoder.trainable(config.trained_factors) if only is None else only
+    parameters = encoder.trainable(config.trained_factors)
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay
     )

@@ -331,7 +331,7 @@ class Worker:
         published, release_digest = self.encoder.adapter(), self.encoder.digest
         candidates = self._candidates(release, config)
         choice, reason, measured = choose(
-            self._gains_over(published, candidates),
+            self.gains_over(published, candidates),
             confidence=settings.confidence,
             min_queries=settings.min_queries,
         )
@@ -368,10 +368,18 @@ class Worker:
             on_step=self.on_step,
         )
 
-    def _gains_over(
+    def gains_over(
         self, published: Adapter, candidates: Mapping[str, Adapter]
     ) -> dict[str, Difference]:
-        """Each candidate less the release, by the encoder's order on validation clicks."""
+        """Candidates less the release, by the encoder's order of what validation clicks show.
+
+        Args:
+            published: the release's adapter.
+            candidates: by name.
+
+        Returns:
+            The difference of each, by its name.
+        """
         numbered = dict(enumerate(candidates.values()))
         _, lost = compare(
             self.encoder,

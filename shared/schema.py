@@ -161,6 +161,7 @@ class PersonalizationConfig(_Strict):
     enabled: bool = False
     passes: int = Field(default=4, ge=1, le=100)  # over the clicks to train on
     learning_rate: float = Field(default=0.002, gt=0, le=1)  # of AdamW
+    gate_learning_rate: float = Field(default=0.02, gt=0, le=1)  # of Adam, the gate alone
     # How far to go from the release (0) to the adapter fine-tuned from it (1); each is a candidate.
     weights: tuple[Share, ...] = Field(default=(0.25, 0.5, 0.75, 1.0), max_length=16)
     min_queries: int = Field(default=100, ge=2)  # with fewer validation queries nothing is adapted

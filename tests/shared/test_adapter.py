@@ -8,6 +8,7 @@ import torch
 from shared.adapter import (
     Adapter,
     add,
+    interpolate,
     load_adapter,
     norm,
     require_same_form,
@@ -26,6 +27,21 @@ def sent() -> Adapter:
 @pytest.fixture
 def ended() -> Adapter:
     return {"a": torch.tensor(5.5), "b": torch.tensor([[1.0, -2.0]])}
+
+
+def test_between_two_adapters_by_hand(sent: Adapter, ended: Adapter) -> None:
+    half = interpolate(sent, ended, 0.5)
+    assert list(half) == ["a", "b"]
+    assert half["a"].item() == 4.25
+    assert half["b"].tolist() == [[1.0, 0.0]]
+
+
+def test_both_ends_of_the_way_are_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, end = ({"a": torch.randn(999, generator=generator)} for _ in range(2))
+    assert interpolate(start, end, 0.0)["a"].equal(start["a"])
+    assert interpolate(start, end, 1.0)["a"].equal(end["a"])
+    assert interpolate(start, start, 0.3)["a"].equal(start["a"])
 
 
 def same(left: Adapter, right: Adapter) -> bool:

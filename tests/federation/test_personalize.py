@@ -1,0 +1,179 @@
+"""Personalization over real workers with the tiny encoder, and through a whole simulation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from small_world import Call, Stops, federation, options, quiet
+
+from client.evaluation import K, mean_metrics, rank
+from client.personal import RELEASE, Personal, adapter_path, read_personal_adapter
+from client.region import read_qrels
+from client.worker import Worker, forget_workers, get_worker
+from shared.adapter import Adapter
+from shared.errors import DataError
+from shared.retrieval.manifest import read_pointer
+from shared.schema import PersonalizationConfig, load_region_config, render_region_toml
+from shared.wire import Difference
+from simulations.run import simulate
+from simulations.table import PERSONALIZED, ROWS, judgments
+
+EAGER: dict[str, Any] = {
+    "enabled": True,
+    "min_queries": 2,
+    "confidence": 0.501,
+    "weights": (1.0,),
+    "passes": 20,
+    "learning_rate": 0.02,
+}
+
+
+def eager(run: Path, **changes: Any) -> Worker:
+    """The region north, which adapts releases whatever little speaks for it."""
+    folder = run / "regions" / "north"
+    settings = PersonalizationConfig(**EAGER | changes)
+    config = load_region_config(folder).model_copy(update={"personalization": settings})
+    (folder / "region.toml").write_text(render_region_toml(config), "utf-8")
+    forget_workers()
+    return get_worker(folder)
+
+
+def personalized(worker: Worker, start: Adapter) -> Personal:
+    worker.encoder.load_adapter(start)
+    return worker.personalize(1, federation("run").train_config(1))
+
+
+@pytest.fixture
+def noisy(run: Path) -> Adapter:
+    """A release so bad that a few passes over the region's clicks improve it."""
+    worker, generator = get_worker(run / "regions" / "north"), torch.Generator().manual_seed(3)
+    worker.encoder.reset(seed=0)
+    return {
+        name: tensor + 0.5 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in worker.encoder.adapter().items()
+    }
+
+
+def test_what_is_chosen_is_loaded_and_kept(run: Path, noisy: Adapter) -> None:
+    worker = eager(run)
+    made = personalized(worker, noisy)
+    assert made.choice != RELEASE, made.reason
+    assert made.encoder_digest == worker.encoder.digest != made.release_digest
+    kept = read_personal_adapter(worker.region.state, 1, made.encoder_digest)
+    assert all(kept[name].equal(tensor) for name, tensor in worker.encoder.adapter().items())
+    assert made.num_queries == len(worker.validation.queries)
+    figures = {one.candidate: one.mean_difference for one in made.measured}
+    assert figures[made.choice] == max(figures.values()) > 0
+    before, after = (worker.evaluate(adapter)[1]["ndcg@10"] for adapter in (noisy, kept))
+    assert after - before == pytest.approx(figures[made.choice])
+
+
+def test_gate_clicks_have_the_last_word(
+    run: Path, noisy: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = eager(run)
+    monkeypatch.setattr(worker, "_candidates", lambda *_: {"tuned-1": moved(worker)})
+    better = {"tuned-1": Difference(500, 0.3, 0.01)}
+    monkeypatch.setattr(worker, "gains_over", lambda *_: better)
+    worse = {0: Difference(500, -0.3, 0.01)}
+    monkeypatch.setattr(worker, "compare", lambda *_, **__: (500, {}, worse))
+    made = personalized(worker, noisy)
+    assert made.choice == RELEASE and made.reason.startswith("gate clicks do not bear out")
+    assert made.encoder_digest == made.release_digest == worker.encoder.digest
+
+
+def no_training(*_: object, **__: object) -> None:
+    raise AssertionError("nothing to train for")
+
+
+def test_with_too_few_queries_nothing_is_trained(
+    run: Path, noisy: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = eager(run, min_queries=100)
+    monkeypatch.setattr("client.worker.make_candidates", no_training)
+    made = personalized(worker, noisy)
+    assert (made.choice, made.measured) == (RELEASE, ())
+    assert "too few clicks" in made.reason
+    assert not adapter_path(worker.region.state, 1, made.encoder_digest).exists()
+
+
+def test_a_region_without_clicks_takes_the_release_as_it_is(run: Path, noisy: Adapter) -> None:
+    path = run / "regions" / "north" / "clicks.parquet"
+    none = pl.lit(False)
+    rows = pl.read_parquet(path).with_columns(clicked=none, carted=none, purchased=none)
+    rows.write_parquet(path)
+    worker = eager(run)
+    assert personalized(worker, noisy).choice == RELEASE
+    vectors = worker.encoder.product_matrix(worker.products)
+    assert worker.tune(vectors).num_queries == 0  # it can be indexed all the same
+    with pytest.raises(DataError, match='region "north": no clicks to train on'):
+        worker.describe()
+
+
+def test_a_round_starts_from_what_headquarters_sends(run: Path, noisy: Adapter) -> None:
+    worker, config = (
+        eager(run, passes=1),
+        federation("run", update_encoding="float32").train_config(1),
+    )
+    worker.encoder.reset(seed=0)
+    sent = worker.encoder.adapter()
+    before = worker.train(sent, config, 1).update
+    personalized(worker, noisy)
+    after = worker.train(sent, config, 1).update
+    assert all(after[name].equal(tensor) for name, tensor in before.items())
+
+
+def moved(worker: Worker) -> Adapter:
+    return {name: tensor + 0.05 for name, tensor in worker.encoder.adapter().items()}
+
+
+# -- a whole simulation ----------------------------------------------------------------------------
+
+
+def test_a_simulation_measures_what_regions_answer_with(tmp_path: Path, fashion: Path) -> None:
+    run = tmp_path / "run"
+    result = simulate(options(fashion, personalize=True), run, quiet())
+    assert set(result["mean"]) == {*ROWS, PERSONALIZED}
+    compared = [(one["a"], one["b"]) for one in result["tests"]]
+    assert (PERSONALIZED, "federated") in compared and (PERSONALIZED, "local_only") in compared
+    for region in result["regions"]:  # too few clicks to adapt anything
+        assert region["rows"][PERSONALIZED] == region["rows"]["federated"]
+        folder = run / "regions" / region["name"]
+        assert load_region_config(folder).personalization == PersonalizationConfig(enabled=True)
+        assert (folder / "state" / "personal" / "1.json").is_file()
+    assert "personalized" in (run / "report.html").read_text("utf-8")
+    assert simulate(options(fashion, personalize=True), run, quiet()) == json.loads(
+        (run / "result.json").read_text("utf-8")
+    )
+
+
+def test_the_personal_encoder_answers_in_a_simulation(
+    tmp_path: Path, fashion: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A region that adapts whatever speaks for it: table and command line use what it made."""
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        simulate(options(fashion, personalize=True), run, Stops("federated"))
+    eager(run, passes=1)
+    monkeypatch.setattr(Worker, "_candidates", lambda worker, *_: {"tuned-1": moved(worker)})
+    monkeypatch.setattr("client.worker.choose", lambda *_, **__: ("tuned-1", "by hand", ()))
+    monkeypatch.setattr(Worker, "_holds_on_gate", lambda *_: True)
+    simulate(options(fashion, personalize=True), run, quiet())
+    worker = get_worker(run / "regions" / "north")
+    pointer = read_pointer(worker.region.state)
+    worker.encoder.load_adapter(
+        read_personal_adapter(worker.region.state, 1, pointer.encoder_digest)
+    )
+    assert worker.encoder.digest == pointer.encoder_digest
+    tests = judgments(read_qrels(worker.region), worker.region.catalog["product_id"])
+    ranked = rank(worker.encoder, worker.products, worker.query_prefixes(tests.queries), k=K)
+    result = json.loads((run / "result.json").read_text("utf-8"))
+    (rows,) = [region["rows"] for region in result["regions"] if region["name"] == "north"]
+    assert rows[PERSONALIZED] == pytest.approx(mean_metrics(ranked, tests.qrels))
+    assert rows[PERSONALIZED] != rows["federated"]
+    answer = json.loads(call("search", "--region", worker.region.folder, "shirt", "--json").out)
+    assert answer["encoder_digest"] == pointer.encoder_digest != result["release"]["encoder_digest"]
+    assert answer["hits"]
