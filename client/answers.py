@@ -37,13 +37,21 @@ def _describe(worker: Worker, content: RecordDict) -> RecordDict:
 
 def _train(worker: Worker, content: RecordDict) -> RecordDict:
     asked = wire.read_train_request(content)
-    trained = worker.train(asked.adapter, asked.config, asked.server_round, purpose=asked.purpose)
+    trained = worker.train(
+        asked.adapter,
+        asked.config,
+        asked.server_round,
+        purpose=asked.purpose,
+        control=asked.control,
+        counted=asked.counted,
+    )
     return wire.train_reply(
         trained.update,
         encoding=asked.config.update_encoding,
         num_examples=trained.num_examples,
         loss=trained.loss,
         seconds=trained.seconds,
+        control_change=trained.control_change,
     )
 
 

@@ -21,47 +21,56 @@ FOLDER: Final = "feedback"
 _FILE = re.compile(r"round-([0-9]{1,9})\.safetensors")
 
 
-class Feedback:
-    """The residuals of one region.
+class RoundFiles:
+    """Tensors that a region keeps of a round for later ones.
 
     Args:
-        state: the region's state folder.
+        folder: made when the first is kept.
+        durable: as in `shared.durable.replace_file`; off where a power cut may cost what is kept.
     """
 
-    def __init__(self, state: Path) -> None:
-        self._folder = state / FOLDER
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        self._folder, self._durable = folder, durable
 
-    def before(self, server_round: int, adapter: Adapter) -> Adapter:
-        """What updates before this round's have lost and no later one has carried.
+    def before(self, server_round: int, form: Adapter) -> Adapter:
+        """What the newest earlier round has kept; empty if there is none.
 
-        Not every round trains every tensor: what is not in an update waits for one that holds it.
-        A residual that is damaged, or of another base, is removed with a warning: it is worth less
-        than the round.
+        What is damaged, or of another base, is removed with a warning: it is worth less than the
+        round.
 
         Args:
             server_round: the round at hand.
-            adapter: a whole one; the residual's tensors must be among its own.
+            form: what is kept must be among these names, with the same shapes.
         """
-        earlier = [number for number in self._rounds() if number < server_round]
-        if not earlier:
+        path = self._newest_before(server_round)
+        if path is None:
             return {}
-        path = self._path(max(earlier))
         try:
-            residual = load_adapter(path)
-            require_same_form({**adapter, **residual}, adapter)
+            kept = load_adapter(path)
+            require_same_form({**form, **kept}, form)
         except (FederationError, WireError):
             log.warning("%s: unreadable or of another base; removed, the round goes on", path)
             path.unlink(missing_ok=True)
             return {}
-        return residual
+        return kept
 
-    def keep(self, residual: Adapter, server_round: int) -> None:
-        """Write down what is lost as of this round, and remove what no round can ask for again."""
-        save_adapter(self._path(server_round), residual, {}, durable=False)
+    def drop_before(self, server_round: int) -> None:
+        """Remove what the newest earlier round has kept."""
+        path = self._newest_before(server_round)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    def keep(self, tensors: Adapter, server_round: int) -> None:
+        """Write down what is kept of this round, and remove what no round can ask for again."""
+        save_adapter(self._path(server_round), tensors, {}, durable=self._durable)
         kept = self._rounds()
         earlier = [number for number in kept if number < server_round]
         for number in set(kept) - {server_round, max(earlier, default=server_round)}:
             self._path(number).unlink(missing_ok=True)
+
+    def _newest_before(self, server_round: int) -> Path | None:
+        earlier = [number for number in self._rounds() if number < server_round]
+        return self._path(max(earlier)) if earlier else None
 
     def _rounds(self) -> list[int]:
         names = (path.name for path in self._folder.glob("round-*.safetensors"))
@@ -69,3 +78,14 @@ class Feedback:
 
     def _path(self, server_round: int) -> Path:
         return self._folder / f"round-{server_round}.safetensors"
+
+
+def feedback_of(state: Path) -> RoundFiles:
+    """What updates lost and no later one has carried yet.
+
+    Not every round trains every tensor: what is not in an update waits for one that holds it.
+
+    Args:
+        state: the region's state folder.
+    """
+    return RoundFiles(state / FOLDER, durable=False)

@@ -5,14 +5,15 @@ that was interrupted goes on exactly where it stopped.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, repeat
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from client.batches import Batch, epoch_batches, num_batches
 from client.objective import Objective, TrainingData
+from client.optimization import Descent
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder
 
@@ -27,6 +28,7 @@ def train(
     config: TrainConfig,
     *,
     seed: list[int],
+    correction: Sequence[Tensor] = (),
     on_step: OnStep | None = None,
     validate: Callable[[], float] | None = None,
 ) -> float:
@@ -37,6 +39,7 @@ def train(
         data: see `client.objective.TrainingData`.
         config: hyper-parameters of this round.
         seed: of the order of examples.
+        correction: see `client.optimization.Descent`.
         on_step: called with (steps done, steps in all).
         validate: how good the encoder is by later clicks, for early stopping (`patience`); without
             it nothing stops early.
@@ -45,12 +48,10 @@ def train(
         Mean loss over the steps, nats.
     """
     parameters = encoder.trainable(config.trained_factors)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    descent = Descent(parameters, config, correction)
     objective = Objective(encoder, data, config, parameters)
     total = torch.zeros((), device=encoder.device)
-    steps, done = config.local_epochs * num_batches(data.examples, config.batch_size), 0
+    steps, done = num_steps(data, config), 0
     stopping = None
     if validate and config.patience > 0:
         stopping = EarlyStopping(encoder, validate, config.patience)
@@ -63,11 +64,9 @@ def train(
             hard_negatives=config.hard_negatives,
         )
         for batch, known in zip(batches, _known_batches(data, config, order), strict=False):
-            optimizer.zero_grad()
-            loss = objective.backward(batch, known)
-            nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-            optimizer.step()
-            total += loss
+            descent.clear()
+            total += objective.backward(batch, known)
+            descent.step()
             done += 1
             if on_step:
                 on_step(done, steps)
@@ -76,6 +75,11 @@ def train(
     if stopping:
         stopping.keep_best()
     return float(total) / max(done, 1)
+
+
+def num_steps(data: TrainingData, config: TrainConfig) -> int:
+    """Steps of the optimizer in a round that does not stop early."""
+    return config.local_epochs * num_batches(data.examples, config.batch_size)
 
 
 class EarlyStopping:

@@ -6,7 +6,7 @@ adapters swapped in place; each region's data and kept activations stay its own.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from torch import Tensor
 
 from client.acceptance import not_inferior
 from client.clicks import (
@@ -27,15 +28,17 @@ from client.clicks import (
     make_validation_set,
     split_log,
 )
+from client.control_variates import ControlVariates
 from client.decisions import newest_decision
 from client.evaluation import K, compare, evaluate
-from client.feedback import Feedback
+from client.feedback import feedback_of
 from client.known_items import known_items_of
 from client.objective import TrainingData, make_training_data
+from client.optimization import next_control
 from client.personal import RELEASE, Personal, write_personal
 from client.personalization import choose, make_candidates
 from client.region import Region, open_region, read_clicks
-from client.training import OnStep, train
+from client.training import OnStep, num_steps, train
 from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
 from shared.adapter import Adapter, add, subtract
 from shared.compression import rounded
@@ -67,12 +70,14 @@ class Trained:
         num_examples: trained on.
         loss: mean over the steps, nats.
         seconds: of training, activations already kept.
+        control_change: of the region's control variate, as it arrives; None without SCAFFOLD.
     """
 
     update: Adapter
     num_examples: int
     loss: float
     seconds: float
+    control_change: Adapter | None = None
 
 
 def get_worker(folder: Path) -> "Worker":
@@ -251,12 +256,27 @@ class Worker:
         )
 
     def train(
-        self, adapter: Adapter, config: TrainConfig, server_round: int, *, purpose: str = ROUND
+        self,
+        adapter: Adapter,
+        config: TrainConfig,
+        server_round: int,
+        *,
+        purpose: str = ROUND,
+        control: Adapter | None = None,
+        counted: Collection[int] = (),
     ) -> Trained:
         """One round of local training from `adapter`.
 
         The order of examples follows from the federation's seed, the round and the region's name,
         so it is the same under every engine.
+
+        Args:
+            adapter: to start from.
+            config: hyper-parameters of this round.
+            server_round: of the federation.
+            purpose: `wire.ROUND` or `wire.LOCAL`.
+            control: SCAFFOLD's c; None without SCAFFOLD.
+            counted: see `client.control_variates`.
 
         Raises:
             ConfigError: the purpose is an adapter of this region alone, and it has not agreed.
@@ -268,11 +288,30 @@ class Worker:
         self.encoder.load_adapter(adapter)
         seed = [config.seed, server_round, *self.region.config.region.encode()]
         validate = self._validated if self.validation.queries else None
-        loss = train(self.encoder, data, config, seed=seed, on_step=self.on_step, validate=validate)
+        kept, own = ControlVariates(self.region.state), Adapter()
+        correction: list[Tensor] = []
+        if control is not None:
+            own = kept.before(server_round, control, counted)
+            names = self.encoder.trainable_names(config.trained_factors)
+            correction = [control[name] - own[name] for name in names]
+        loss = train(
+            self.encoder,
+            data,
+            config,
+            seed=seed,
+            correction=correction,
+            on_step=self.on_step,
+            validate=validate,
+        )
         update = self.encoder.update(adapter, config.trained_factors)
-        seconds = time.perf_counter() - start
+        seconds, change = time.perf_counter() - start, None
+        if control is not None:
+            steps, rate = num_steps(data, config), config.learning_rate
+            reached = next_control(own, control, update, steps=steps, learning_rate=rate)
+            change = rounded(subtract(reached, own), config.update_encoding)
+            kept.keep(add(own, change), change, server_round)
         sent = self._sent(update, config.update_encoding, server_round, adapter, purpose=purpose)
-        return Trained(sent, len(data.examples.weight), loss, seconds)
+        return Trained(sent, len(data.examples.weight), loss, seconds, change)
 
     def _validated(self) -> float:
         """nDCG@10 on validation clicks of the encoder as it is."""
@@ -463,7 +502,7 @@ class Worker:
             return update
         if purpose != ROUND:
             return rounded(update, encoding)
-        feedback = Feedback(self.region.state)
+        feedback = feedback_of(self.region.state)
         lost = feedback.before(server_round, adapter)
         whole = add(update, lost)
         sent = rounded(whole, encoding)

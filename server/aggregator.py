@@ -90,5 +90,12 @@ class Aggregator:
 
 
 def method_name(config: FederationConfig) -> str:
-    """How updates become an adapter, for people: Flower's name, and what is averaged."""
-    return config.strategy + ("" if config.aggregation == FACTORS else f", {config.aggregation}")
+    """How updates become an adapter, for people: Flower's name, and what differs from FedAvg."""
+    said = [config.strategy]
+    if config.aggregation != FACTORS:
+        said.append(config.aggregation)
+    if config.proximal_mu > 0:
+        said.append("FedProx")
+    if config.control_variates:
+        said.append("SCAFFOLD")
+    return ", ".join(said)

@@ -24,6 +24,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from server.aggregator import Aggregator, method_name
+from server.control_variates import ControlVariates, Counted
 from server.handshake import Meeting
 from server.history import RoundRecord
 from server.replies import sort_replies
@@ -81,7 +82,17 @@ class CheckedFedAvg(FedAvg):
         number = server_round + self._offset
         self._open_round(number, grid)
         self._sent = wire.decode_adapter(arrays)
-        request = wire.train_request(arrays, self._config.train_config(number), number)
+        train = self._config.train_config(number)
+        request = wire.train_request(arrays, train, number)
+        if self._config.control_variates:
+            variates = ControlVariates(self.memory, self._trained())
+            request = wire.train_request(
+                arrays,
+                train,
+                number,
+                control=wire.encode_adapter(variates.common()),
+                counted=variates.receipts(),
+            )
         return self._send(request, MessageType.TRAIN)
 
     def aggregate_train(
@@ -94,15 +105,19 @@ class CheckedFedAvg(FedAvg):
         """
         number = self.record.round
         aggregator = Aggregator(self._config, number, self._sent, self.memory)
+        variates = ControlVariates(self.memory, self._trained())
 
-        def count_in(content: RecordDict) -> None:
+        def count_in(content: RecordDict) -> Counted | None:
             reply = self._checked_update(content)
             aggregator.add(reply.update, reply.num_examples, reply.loss)
+            change = reply.control_change
+            return None if change is None else variates.add(change, reply.num_examples)
 
         accepted = self._check(replies, MessageType.TRAIN, count_in)
         self._require_quorum(len(accepted))
         outcome = aggregator.outcome()
-        self.memory = outcome.memory
+        counted = {region: answer for region, answer in accepted.items() if answer is not None}
+        self.memory = outcome.memory | (variates.memory(counted) if counted else {})
         self.record.loss, self.record.method = outcome.loss, method_name(self._config)
         self.record.bias, self.record.relative_bias = outcome.bias, outcome.relative_bias
         metrics = MetricRecord({"loss": outcome.loss})
@@ -167,16 +182,21 @@ class CheckedFedAvg(FedAvg):
 
     def _checked_update(self, content: RecordDict) -> wire.TrainReply:
         config = self._config
-        trained = trained_names(self._sent, config.factors_of(self.record.round))
         reply = wire.read_train_reply(
             content,
-            {name: self._sent[name] for name in trained},
+            self._trained(),
             encoding=config.update_encoding,
             max_examples=config.max_examples,
             max_norm=config.max_update_norm,
+            control=config.control_variates,
         )
         self.record.uplink_bytes += wire.record_bytes(content)
         return reply
+
+    def _trained(self) -> Adapter:
+        """What was sent of the tensors that this round trains."""
+        names = trained_names(self._sent, self._config.factors_of(self.record.round))
+        return {name: self._sent[name] for name in names}
 
     def _checked_metrics(self, content: RecordDict) -> dict[str, float]:
         reply = wire.read_evaluate_reply(content, max_examples=self._config.max_examples)

@@ -71,6 +71,12 @@ def norm(update: Mapping[str, Tensor]) -> float:
     return float(torch.stack(squares).sum().sqrt())
 
 
+def receipt(update: Mapping[str, Tensor]) -> int:
+    """A number that only this update has, below 2^60: who knows it knows that it arrived."""
+    tensors = {name: update[name].contiguous() for name in sorted(update)}
+    return int(_digest(save(tensors))[:15], 16)
+
+
 def require_same_form(adapter: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Hold an adapter to the names and shapes of another one.
 

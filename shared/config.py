@@ -23,6 +23,7 @@ FACTORS, EXACT, ALTERNATE, FREEZE_A = AGGREGATIONS = ("factors", "exact", "alter
 SERVER_OPTIMIZERS = ("FedAvgM", "FedAdam", "FedYogi")  # see `server.flower_rules`
 RULES = ("FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan", "QFedAvg")
 STRATEGIES = ("FedAvg", *SERVER_OPTIMIZERS, *RULES)
+ADAMW, SGD = OPTIMIZERS = ("adamw", "sgd")
 BOTH, ONLY_A, ONLY_B = TRAINED_FACTORS = ("both", "a", "b")
 NO_KNOBS = ("run-dir", "task", "gate", "num-rounds", "seed")  # an option says it, or nobody may
 _PACKAGE = Path(__file__).resolve().parent
@@ -38,9 +39,11 @@ class TrainConfig:
         seed: of the federation; order of examples follows from it, the round and the region.
         local_epochs: passes over the region's examples.
         batch_size: examples a step.
-        learning_rate: of AdamW in this round.
-        weight_decay: of AdamW.
+        optimizer: "adamw" or "sgd".
+        learning_rate: of it in this round.
+        weight_decay: of it.
         clip_norm: bound on the L2 norm of a step's gradient.
+        proximal_mu: of FedProx's term, 0 for none.
         alignment_weight: weight of the image-text term.
         anchor_weight: weight of the drift term, which holds texts near where the base puts them.
         known_item_weight: weight of the term for words of the catalog's own titles.
@@ -60,9 +63,11 @@ class TrainConfig:
     seed: int
     local_epochs: int
     batch_size: int
+    optimizer: str
     learning_rate: float
     weight_decay: float
     clip_norm: float
+    proximal_mu: float
     alignment_weight: float
     anchor_weight: float
     known_item_weight: float
@@ -95,10 +100,13 @@ class FederationConfig:
     max_update_norm: float
     local_epochs: int
     batch_size: int
+    optimizer: str
     learning_rate: float
     final_learning_rate: float
     weight_decay: float
     clip_norm: float
+    proximal_mu: float
+    control_variates: bool
     alignment_weight: float
     anchor_weight: float
     known_item_weight: float
@@ -273,17 +281,19 @@ def _check_ranges(config: FederationConfig) -> None:
     _require(0 < config.quorum <= 1, config, "quorum", "must be in (0, 1]")
     _require(config.task in TASKS, config, "task", f"must be one of {', '.join(TASKS)}")
     chosen = {"update_encoding": ENCODINGS, "aggregation": AGGREGATIONS, "strategy": STRATEGIES}
+    chosen |= {"optimizer": OPTIMIZERS}
     for name, choices in chosen.items():
         rule = f"must be one of {', '.join(choices)}"
         _require(getattr(config, name) in choices, config, name, rule)
     _check_strategy(config)
+    _check_control_variates(config)
     confidence = config.gate_confidence
     _require(0.5 < confidence < 1, config, "gate_confidence", "must be in (0.5, 1)")
     _require(config.gate_min_queries >= 2, config, "gate_min_queries", "must be 2 or more")
 
 
 def _check_strategy(config: FederationConfig) -> None:
-    for name in ("server_learning_rate", "malicious_regions", "fairness"):
+    for name in ("proximal_mu", "server_learning_rate", "malicious_regions", "fairness"):
         _require(getattr(config, name) >= 0, config, name, "must be 0 or more")
     for name in ("server_momentum", "server_beta_2"):
         _require(0 <= getattr(config, name) < 1, config, name, "must be in [0, 1)")
@@ -292,6 +302,17 @@ def _check_strategy(config: FederationConfig) -> None:
     _require(0 <= config.trimmed_share < 0.5, config, "trimmed_share", "must be in [0, 0.5)")
     plain = config.strategy == "FedAvg" or config.aggregation != EXACT
     _require(plain, config, "strategy", 'must be FedAvg where "aggregation" is exact')
+
+
+def _check_control_variates(config: FederationConfig) -> None:
+    """SCAFFOLD's derivation wants plain SGD, a plain mean, and the same tensors every round."""
+    if config.control_variates:
+        needs = '"control-variates" is derived for nothing else'
+        _require(config.optimizer == SGD, config, "optimizer", f"must be sgd: {needs}")
+        _require(config.strategy == "FedAvg", config, "strategy", f"must be FedAvg: {needs}")
+        plain = config.aggregation in (FACTORS, FREEZE_A)
+        _require(plain, config, "aggregation", f"must be factors or freeze_a: {needs}")
+        _require(config.patience == 0, config, "patience", f"must be 0: {needs}")
 
 
 def _require(holds: bool, config: FederationConfig, name: str, rule: str) -> None:

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.adapter import Adapter, norm
+from shared.adapter import Adapter, norm, require_same_form, trained_names
 from shared.arrays import to_array, values_of
 from shared.compression import MAX_SCALE, compress, expand
 from shared.config import ENCODINGS, INT8, TRAINED_FACTORS, TrainConfig, types_of
@@ -24,7 +24,8 @@ from shared.errors import WireError
 
 PROTOCOL_VERSION = 4
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # as Flower's strategies name them
-SCALES = "scales"
+SCALES, CONTROL = "scales", "control"
+_SCALES_OF = {ARRAYS: SCALES, CONTROL: "control-scales"}
 NUM_EXAMPLES = "num-examples"
 DESCRIBE = "query.describe"
 ROUND, LOCAL = TRAIN_PURPOSES = ("round", "local")
@@ -90,12 +91,14 @@ class TrainReply:
         num_examples: it was trained on, > 0.
         loss: mean training loss, nats.
         seconds: of local training.
+        control_change: of the region's control variate (SCAFFOLD's c_i+ - c_i), if it has one.
     """
 
     update: Adapter
     num_examples: int
     loss: float
     seconds: float
+    control_change: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -191,21 +194,34 @@ class TrainRequest:
         server_round: of the federation.
         purpose: "round" of the federation, or "local" for an adapter of this region alone, which
             only the cross-site table uses.
+        control: SCAFFOLD's c, of the tensors that are to be trained; None without SCAFFOLD.
+        counted: receipts of the answers that c is made of, the newest of each region.
     """
 
     adapter: Adapter
     config: TrainConfig
     server_round: int
     purpose: str
+    control: Adapter | None = None
+    counted: tuple[int, ...] = ()
 
 
 def train_request(
-    adapter: ArrayRecord, config: TrainConfig, server_round: int, *, purpose: str = ROUND
+    adapter: ArrayRecord,
+    config: TrainConfig,
+    server_round: int,
+    *,
+    purpose: str = ROUND,
+    control: ArrayRecord | None = None,
+    counted: Iterable[int] = (),
 ) -> RecordDict:
     """The train message of one round; see `TrainRequest`."""
     settings = ConfigRecord(_dashed(asdict(config)))
     settings["server-round"], settings["purpose"] = server_round, purpose
-    return RecordDict({ARRAYS: adapter, CONFIG: settings})
+    content = RecordDict({ARRAYS: adapter, CONFIG: settings})
+    if control is not None:
+        content[CONTROL], settings["counted"] = control, list(counted)
+    return content
 
 
 def read_train_request(content: RecordDict) -> TrainRequest:
@@ -216,6 +232,7 @@ def read_train_request(content: RecordDict) -> TrainRequest:
     """
     values = _underscored(_config(content))
     server_round, purpose = values.pop("server_round", None), values.pop("purpose", None)
+    counted = values.pop("counted", None)
     wanted = {field.name for field in fields(TrainConfig)}
     if type(server_round) is not int or values.keys() != wanted:
         odd = sorted(wanted ^ values.keys())
@@ -227,8 +244,15 @@ def read_train_request(content: RecordDict) -> TrainRequest:
         if values[name] not in choices:
             key = name.replace("_", "-")
             raise WireError(f"train message: {key} is none of {', '.join(choices)}")
-    adapter = decode_adapter(_arrays(content))
-    return TrainRequest(adapter, TrainConfig(**values), server_round, purpose)
+    adapter, config = decode_adapter(_arrays(content)), TrainConfig(**values)
+    if counted is None and CONTROL not in content:
+        return TrainRequest(adapter, config, server_round, purpose)
+    if not isinstance(counted, list) or not all(type(number) is int for number in counted):
+        raise WireError("train message: a control variate comes with a list of receipts")
+    control = decode_adapter(_arrays(content, CONTROL))
+    trained = trained_names(adapter, config.trained_factors)
+    require_same_form(control, {name: adapter[name] for name in trained})
+    return TrainRequest(adapter, config, server_round, purpose, control, tuple(counted))
 
 
 def _check_texts(values: Mapping[str, Any]) -> None:
@@ -242,7 +266,13 @@ def _check_texts(values: Mapping[str, Any]) -> None:
 
 
 def train_reply(
-    update: Adapter, *, encoding: str, num_examples: int, loss: float, seconds: float
+    update: Adapter,
+    *,
+    encoding: str,
+    num_examples: int,
+    loss: float,
+    seconds: float,
+    control_change: Adapter | None = None,
 ) -> RecordDict:
     """A region's answer to a train message.
 
@@ -252,19 +282,23 @@ def train_reply(
         num_examples: see `TrainReply`, like the rest.
         loss: of training.
         seconds: of training.
+        control_change: of the region's control variate, where the message held one.
     """
-    metrics = _train_metrics(num_examples, loss, seconds)
-    sent = {k: compress(v.detach().cpu().numpy(), encoding) for k, v in sorted(update.items())}
-    content = RecordDict({METRICS: metrics})
-    content[ARRAYS] = ArrayRecord({name: to_array(values) for name, (values, _) in sent.items()})
-    if encoding == INT8:
-        scales = np.array([scale for _, scale in sent.values()], np.float32)
-        content[SCALES] = ArrayRecord({SCALES: to_array(scales)})
+    content = RecordDict({METRICS: _train_metrics(num_examples, loss, seconds)})
+    _write_update(content, ARRAYS, update, encoding)
+    if control_change is not None:
+        _write_update(content, CONTROL, control_change, encoding)
     return content
 
 
 def read_train_reply(
-    content: RecordDict, sent: Adapter, *, encoding: str, max_examples: int, max_norm: float
+    content: RecordDict,
+    sent: Adapter,
+    *,
+    encoding: str,
+    max_examples: int,
+    max_norm: float,
+    control: bool = False,
 ) -> TrainReply:
     """Check a region's update before it counts.
 
@@ -274,7 +308,10 @@ def read_train_reply(
             the same.
         encoding: the one it was asked for; the dtype must be that.
         max_examples: a larger claim is refused: it would outweigh everyone.
-        max_norm: bound on the update's L2 norm, as it is after decoding.
+        max_norm: bound on the update's L2 norm, as it is after decoding; of a control variate's
+            change, too.
+        control: whether it was sent a control variate; then the change of its own must be there,
+            with the same names and shapes, and otherwise not.
 
     Raises:
         WireError: the reason, without quoting the reply.
@@ -283,14 +320,12 @@ def read_train_reply(
     num_examples = _count(metrics, max_examples)
     if num_examples == 0:
         raise WireError("num-examples is 0: nothing was trained on")
-    values = _read_arrays(_arrays(content), {k: tuple(v.shape) for k, v in sent.items()}, encoding)
-    scales = _read_scales(content, values, encoding)
-    update = {name: torch.from_numpy(expand(values[name], scales[name])) for name in values}
-    size = norm(update)
-    if not size <= max_norm:
-        raise WireError(f"update norm {size:.3g} is above the bound {max_norm:.3g}")
+    if not control and CONTROL in content:
+        raise WireError("a control variate that nobody asked for")
+    update = _read_update(content, ARRAYS, sent, encoding, max_norm)
+    change = _read_update(content, CONTROL, sent, encoding, max_norm) if control else None
     loss, seconds = _finite(metrics, "loss"), _finite(metrics, "seconds")
-    return TrainReply(update, num_examples, loss, seconds)
+    return TrainReply(update, num_examples, loss, seconds, change)
 
 
 def _train_metrics(num_examples: int, loss: float, seconds: float) -> MetricRecord:
@@ -412,6 +447,34 @@ def record_bytes(content: RecordDict) -> int:
     )
 
 
+def _write_update(content: RecordDict, name: str, update: Adapter, encoding: str) -> None:
+    """Put an update into a record of this name, and its scales beside it."""
+    sent = {k: compress(v.detach().cpu().numpy(), encoding) for k, v in sorted(update.items())}
+    content[name] = ArrayRecord({key: to_array(values) for key, (values, _) in sent.items()})
+    if encoding == INT8:
+        scales = np.array([scale for _, scale in sent.values()], np.float32)
+        content[_SCALES_OF[name]] = ArrayRecord({SCALES: to_array(scales)})
+
+
+def _read_update(
+    content: RecordDict, name: str, sent: Adapter, encoding: str, max_norm: float
+) -> Adapter:
+    """The update in a record, decoded; its names and shapes are those of `sent`.
+
+    Raises:
+        WireError: the reason.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in sent.items()}
+    values = _read_arrays(_arrays(content, name), shapes, encoding)
+    scales = _read_scales(content, _SCALES_OF[name], values, encoding)
+    update = {key: torch.from_numpy(expand(values[key], scales[key])) for key in values}
+    size = norm(update)
+    if not size <= max_norm:
+        what = "update" if name == ARRAYS else "control variate's"
+        raise WireError(f"{what} norm {size:.3g} is above the bound {max_norm:.3g}")
+    return update
+
+
 def _read_arrays(
     arrays: ArrayRecord, shapes: Mapping[str, tuple[int, ...]], dtype: str
 ) -> dict[str, NDArray[Any]]:
@@ -441,7 +504,9 @@ def _read_array(name: str, array: Array, shape: tuple[int, ...], dtype: str) -> 
     return values
 
 
-def _read_scales(content: RecordDict, names: Iterable[str], encoding: str) -> dict[str, float]:
+def _read_scales(
+    content: RecordDict, record_name: str, names: Iterable[str], encoding: str
+) -> dict[str, float]:
     """The scale of each tensor of an update, 1 where none are sent.
 
     Raises:
@@ -450,9 +515,7 @@ def _read_scales(content: RecordDict, names: Iterable[str], encoding: str) -> di
     names = list(names)
     if encoding != INT8:
         return dict.fromkeys(names, 1.0)
-    record = content.get(SCALES)
-    if not isinstance(record, ArrayRecord):
-        raise WireError(f'the message has no array record "{SCALES}"')
+    record = _arrays(content, record_name)
     scales = _read_arrays(record, {SCALES: (len(names),)}, "float32")[SCALES]
     if not ((scales > 0) & (scales <= MAX_SCALE)).all():
         raise WireError(f"{SCALES}: one is not above 0, or too large to be one")
@@ -481,10 +544,10 @@ def _finite(metrics: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
-def _arrays(content: RecordDict) -> ArrayRecord:
-    record = content.get(ARRAYS)
+def _arrays(content: RecordDict, name: str = ARRAYS) -> ArrayRecord:
+    record = content.get(name)
     if not isinstance(record, ArrayRecord):
-        raise WireError(f'the message has no array record "{ARRAYS}"')
+        raise WireError(f'the message has no array record "{name}"')
     return record
 
 

@@ -304,9 +304,12 @@ def _clicks_config(pairs: Sequence[str]) -> ClicksConfig:
 
 def _config(run: Path, rounds: int, knobs: Sequence[str], seed: int | None) -> FederationConfig:
     seed = _read_spec(run)["seed"] if seed is None else seed
-    return parse_run_config(
+    config = parse_run_config(
         {**parse_knobs(knobs), "run-dir": str(run), "num-rounds": rounds, "seed": seed}
     )
+    if config.control_variates:  # they live in a region's state, which is not touched here
+        raise ConfigError('--set control-variates=true: measure it with "fedshelf simulate"')
+    return config
 
 
 def _read_spec(run: Path) -> dict[str, Any]:

@@ -155,8 +155,12 @@ class Encoder:
         Args:
             factors: which of the LoRA factors are trained; see `shared.adapter.trained_names`.
         """
-        moved = {id(self._adapted[name]) for name in trained_names(self._adapted, factors)}
-        return [parameter for parameter in self._trainable if id(parameter) in moved]
+        return [self._adapted[name] for name in self.trainable_names(factors)]
+
+    def trainable_names(self, factors: str = BOTH) -> list[str]:
+        """Names of the `trainable`, in their order."""
+        names = {id(self._adapted[name]): name for name in trained_names(self._adapted, factors)}
+        return [names[id(p)] for p in self._trainable if id(p) in names]
 
     @cached_property
     def schema(self) -> str:

@@ -9,7 +9,7 @@ from small_world import run_config
 
 from client.worker import forget_workers, get_worker
 from server.history import History, RoundRecord
-from shared.adapter import Adapter, load_adapter
+from shared.adapter import Adapter, load_adapter, norm, subtract
 from simulations.engine import run_engine
 
 NewRun = Callable[[str], Path]
@@ -24,6 +24,7 @@ METHODS: dict[str, dict[str, str | float]] = {
         "server_learning_rate": 0.01,
     },
     "FedMedian": {"strategy": "FedMedian"},
+    "FedAvg, SCAFFOLD": {"control_variates": True, "optimizer": "sgd", "learning_rate": 0.1},
 }
 
 
@@ -104,3 +105,22 @@ def test_what_rounding_took_waits_for_the_round_that_sends_it(new_run: NewRun) -
     assert second.keys() == third.keys() == History(run / "headquarters").adapter(0).keys()
     for name in of_kind(second, "A"):  # trained in round 2, and not in round 3
         assert torch.equal(second[name], third[name])
+
+
+def test_control_variates_double_what_travels_and_change_the_second_round(new_run: NewRun) -> None:
+    sgd: dict[str, str | float] = {"optimizer": "sgd", "learning_rate": 0.1}
+    plain = federate(new_run("plain"), **sgd)
+    scaffold = federate(new_run("scaffold"), control_variates=True, **sgd)
+    for number, same in ((1, True), (2, False)):  # in round 1 they are zero
+        ours, theirs = plain.adapter(number), scaffold.adapter(number)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours) == same
+    ratio = sum(uplink(scaffold.rounds())) / sum(uplink(plain.rounds()))
+    assert 1.9 < ratio < 2.1
+
+
+def test_a_proximal_term_keeps_regions_near(new_run: NewRun) -> None:
+    moves = []
+    for mu in (0.0, 10.0):
+        history = federate(new_run(f"mu-{mu}"), proximal_mu=mu, num_rounds=1, local_epochs=3)
+        moves.append(norm(subtract(history.adapter(1), history.adapter(0))))
+    assert 0 < moves[1] < moves[0]
