@@ -8,13 +8,21 @@ the covariance of the factors over the regions. Every aggregation here says how 
 the new adapter are from the mean of the regions' products: its bias. See docs/aggregation.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from torch import Tensor
+from torch.nn import functional
 
-from shared.adapter import Adapter, add, factor_names
+from shared.adapter import (
+    Adapter,
+    add,
+    as_factors,
+    factor_names,
+    is_residual,
+    residual_names,
+)
 from shared.config import EXACT
 from shared.low_rank import Product, compressed, product_norm, split_rank, stacked
 
@@ -104,16 +112,19 @@ class ExactMean:
     """The mean of the products B_i A_i, from stacked factors; what is no factor is averaged.
 
     The best part of rank r becomes the next adapter, written so that A stays as near as it can to
-    the mean of the regions' A (`shared.low_rank.split_rank`); the rest is the bias. A stack that
+    the mean of the regions' A (`shared.low_rank.split_rank`). The best `residual_rank` of the rest
+    are kept beside it, as a residual that regions add and do not train; the next round's mean is
+    that of products and residual together. What is beyond is lost: the bias. A stack that
     is wider than twice what a layer can have of ranks is compressed without loss, so memory is
     bounded whatever the cohort.
 
     Args:
-        sent: the adapter that the regions started from.
+        sent: the adapter that the regions started from, with its residual if it has one.
+        residual_rank: most ranks to keep beside the adapter's own; 0 keeps none.
     """
 
-    def __init__(self, sent: Adapter) -> None:
-        self._sent, self._mean = sent, WeightedMean()
+    def __init__(self, sent: Adapter, residual_rank: int = 0) -> None:
+        self._sent, self._mean, self._kept = sent, WeightedMean(), residual_rank
         self._stacks: dict[str, list[Product]] = {}
 
     def add(self, update: Adapter, weight: int) -> None:
@@ -128,29 +139,40 @@ class ExactMean:
 
     def value(self) -> Mean:
         """The adapter whose products are nearest to the mean of products, for its rank."""
-        adapter, left, whole = add(self._sent, self._mean.value()), 0.0, 0.0
+        ends, left, whole = add(self._sent, self._mean.value()), 0.0, 0.0
+        adapter = {name: tensor for name, tensor in ends.items() if not is_residual(name)}
+        former = products_of(as_factors({n: t for n, t in ends.items() if is_residual(n)}))
         names = factor_names(adapter)
         for layer, stack in self._stacks.items():
             up, down = names[layer]
             total = stacked(stack, [1 / self._mean.weight] * len(stack))
+            if layer in former:
+                total = stacked([total, former[layer]])
             near = adapter[down].flatten(1)
             best, rest = split_rank(total, len(near), near=near)
-            adapter[up] = best.up.float().reshape(adapter[up].shape)
-            adapter[down] = best.down.float().reshape(adapter[down].shape)
-            left += product_norm(rest) ** 2
+            kept = Product(rest.up[:, : self._kept], rest.down[: self._kept])
+            lost = Product(rest.up[:, self._kept :], rest.down[self._kept :])
+            form = adapter[down].shape[2:]  # of a 1x1 convolution, two axes of 1
+            adapter[up], adapter[down] = (_with_axes(factor, form) for factor in best)
+            if self._kept:
+                kept_up, kept_down = residual_names(layer)
+                padded = _padded(kept, self._kept)
+                adapter[kept_up], adapter[kept_down] = (_with_axes(f, form) for f in padded)
+            left += product_norm(lost) ** 2
             whole += product_norm(total) ** 2
         return Mean(adapter, left**0.5, _share(left, whole))
 
 
-def new_mean(aggregation: str, sent: Adapter) -> FactorMean | ExactMean:
+def new_mean(aggregation: str, sent: Adapter, *, residual_rank: int = 0) -> FactorMean | ExactMean:
     """An empty mean of that name.
 
     Args:
         aggregation: one of `shared.config.AGGREGATIONS`; `freeze_a` and `alternate` differ from
             `factors` in what regions train, not in how it is averaged.
         sent: the adapter that the regions started from.
+        residual_rank: see `ExactMean`; nothing to the others.
     """
-    return ExactMean(sent) if aggregation == EXACT else FactorMean(sent)
+    return ExactMean(sent, residual_rank) if aggregation == EXACT else FactorMean(sent)
 
 
 def products_of(adapter: Mapping[str, Tensor]) -> dict[str, Product]:
@@ -185,6 +207,18 @@ def factor_bias(sent: Adapter, parts: list[tuple[dict[str, Product], int]]) -> t
         left += product_norm(covariance) ** 2
         whole += product_norm(stacked([ends, covariance])) ** 2
     return left**0.5, _share(left, whole)
+
+
+def _padded(product: Product, rank: int) -> Product:
+    """The same matrix with zeros up to a rank, so that a residual has one rank everywhere."""
+    missing = rank - len(product.down)
+    down = functional.pad(product.down, (0, 0, 0, missing))
+    return Product(functional.pad(product.up, (0, missing)), down)
+
+
+def _with_axes(factor: Tensor, axes: Sequence[int]) -> Tensor:
+    """A factor as it travels: float32, with the axes that `products_of` has left out."""
+    return factor.float().reshape(*factor.shape, *axes).contiguous()
 
 
 def _mean(factors: tuple[Tensor, ...], shares: list[float]) -> Tensor:

@@ -47,7 +47,7 @@ class Aggregator:
         self, config: FederationConfig, server_round: int, sent: Adapter, memory: Adapter
     ) -> None:
         self._config, self._round, self._sent, self._memory = config, server_round, sent, memory
-        self._mean = new_mean(config.aggregation, sent)
+        self._mean = new_mean(config.aggregation, sent, residual_rank=config.residual_rank)
         self._replies: list[Reply] = []
         self._losses, self._weight = 0.0, 0
 

@@ -19,12 +19,17 @@ from shared.errors import FederationError, WireError
 
 Adapter = dict[str, Tensor]
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"  # as peft names the factors of a layer
+_KEPT_DOWN, _KEPT_UP = ".residual_A.weight", ".residual_B.weight"  # see `is_residual`
 _DIGEST = "sha256"  # key in a file's metadata
 
 
 def schema_hash(adapter: Mapping[str, Tensor]) -> str:
-    """sha256 over names and dtypes, hex. Ranks are left out: regions may differ in them."""
-    schema = [[name, str(tensor.dtype)] for name, tensor in sorted(adapter.items())]
+    """sha256 over names and dtypes of what can be trained, hex.
+
+    Ranks are left out: regions may differ in them. So is a residual: any base can take one.
+    """
+    own = {name: tensor for name, tensor in adapter.items() if not is_residual(name)}
+    schema = [[name, str(tensor.dtype)] for name, tensor in sorted(own.items())]
     return hashlib.sha256(json.dumps(schema).encode()).hexdigest()
 
 
@@ -36,16 +41,46 @@ def factor_names(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {layer: pair for layer, pair in pairs.items() if known.issuperset(pair)}
 
 
+def is_residual(name: str) -> bool:
+    """Whether a tensor is a factor of the residual that exact aggregation keeps.
+
+    A residual is added to what the adapter's own factors make of a layer, with the same scaling. It
+    travels to regions and is never trained.
+    """
+    return name.endswith((_KEPT_DOWN, _KEPT_UP))
+
+
+def residual_names(layer: str) -> tuple[str, str]:
+    """Names of the residual's factors B and A of a layer that `factor_names` names."""
+    return layer + _KEPT_UP, layer + _KEPT_DOWN
+
+
+def as_factors(residual: Mapping[str, Tensor]) -> Adapter:
+    """A residual under the names of the factors that it stands beside."""
+    return {
+        name.replace(_KEPT_DOWN, _DOWN).replace(_KEPT_UP, _UP): tensor
+        for name, tensor in residual.items()
+    }
+
+
+def as_residual(factors: Mapping[str, Tensor]) -> Adapter:
+    """The inverse of `as_factors`."""
+    return {
+        name.replace(_DOWN, _KEPT_DOWN).replace(_UP, _KEPT_UP): tensor
+        for name, tensor in factors.items()
+    }
+
+
 def trained_names(names: Iterable[str], factors: str) -> list[str]:
     """Names of the tensors that a round trains and an update holds, sorted.
 
     Args:
         names: of a whole adapter.
         factors: "both", "a" or "b" (`shared.config.TRAINED_FACTORS`); what is no LoRA factor is
-            trained in every round.
+            trained in every round, and a residual in none.
     """
-    frozen = {ONLY_A: _UP, ONLY_B: _DOWN}.get(factors)
-    return sorted(name for name in names if frozen is None or not name.endswith(frozen))
+    frozen = {ONLY_A: (_UP,), ONLY_B: (_DOWN,)}.get(factors, ())
+    return sorted(n for n in names if not is_residual(n) and not n.endswith(frozen))
 
 
 def subtract(adapter: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Adapter:

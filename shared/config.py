@@ -120,6 +120,7 @@ class FederationConfig:
     patience: int
     update_encoding: str
     aggregation: str
+    residual_rank: int
     strategy: str
     server_learning_rate: float
     server_momentum: float
@@ -293,7 +294,13 @@ def _check_ranges(config: FederationConfig) -> None:
 
 
 def _check_strategy(config: FederationConfig) -> None:
-    for name in ("proximal_mu", "server_learning_rate", "malicious_regions", "fairness"):
+    for name in (
+        "residual_rank",
+        "proximal_mu",
+        "server_learning_rate",
+        "malicious_regions",
+        "fairness",
+    ):
         _require(getattr(config, name) >= 0, config, name, "must be 0 or more")
     for name in ("server_momentum", "server_beta_2"):
         _require(0 <= getattr(config, name) < 1, config, name, "must be in [0, 1)")

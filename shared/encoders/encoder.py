@@ -19,12 +19,29 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shared.adapter import Adapter, require_same_form, schema_hash, subtract, trained_names
+from shared.adapter import (
+    Adapter,
+    as_factors,
+    as_residual,
+    is_residual,
+    require_same_form,
+    schema_hash,
+    subtract,
+    trained_names,
+)
 from shared.config import BOTH
 from shared.encoders.base import BaseInfo, read_base
 from shared.encoders.fusion import Fusion, fuse
 from shared.encoders.image import ImageTower, load_pixels
-from shared.encoders.lora import lora_factors, reset_lora, save_lora
+from shared.encoders.lora import (
+    load_residual,
+    lora_factors,
+    reset_lora,
+    residual_of,
+    residual_parameters,
+    save_lora,
+    split_release,
+)
 from shared.encoders.prefix_cache import ImagePrefixes, TextPrefixes
 from shared.encoders.text import TextTower
 from shared.errors import ConfigError, ReleaseError, WireError
@@ -104,7 +121,12 @@ class Encoder:
         """
         modules = (self.text.peft, self.image.peft)
         tensors = chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)
-        frozen = {id(tensor): tensor for tensor in tensors if not tensor.requires_grad}
+        swapped = {id(tensor) for module in modules for tensor in residual_parameters(module)}
+        frozen = {
+            id(tensor): tensor
+            for tensor in tensors
+            if not tensor.requires_grad and id(tensor) not in swapped
+        }
         return copy.deepcopy(self, memo=frozen)
 
     # -- adapter ---------------------------------------------------------------------------------
@@ -112,14 +134,16 @@ class Encoder:
     def reset(self, *, seed: int) -> None:
         """A fresh adapter: seeded A, zero B, the base's own fusion; encodes as the base does."""
         generator = torch.Generator().manual_seed(seed)
-        reset_lora(self.text.peft, generator)
-        reset_lora(self.image.peft, generator)
+        for model in (self.text.peft, self.image.peft):
+            reset_lora(model, generator)
+            load_residual(model, {})
         fresh = Fusion(image_weight=self.base.image_weight, temperature=self.base.temperature)
         self.fusion.load_state_dict(fresh.state_dict())
 
     def adapter(self) -> Adapter:
-        """A copy of everything trainable, by name, float32 on the CPU."""
-        return {k: v.detach().cpu().float().clone() for k, v in self._adapted.items()}
+        """A copy of everything trainable and of a residual, by name, float32 on the CPU."""
+        whole = {**self._adapted, **self._residual()}
+        return {k: v.detach().cpu().float().clone() for k, v in sorted(whole.items())}
 
     def update(self, sent: Adapter, factors: str = BOTH) -> Adapter:
         """This adapter minus one that was sent, of what was trained in between.
@@ -137,10 +161,42 @@ class Encoder:
         Raises:
             WireError: a name or a shape is not this base's.
         """
-        require_same_form(adapter, self._adapted)
+        residual = {name: tensor for name, tensor in adapter.items() if is_residual(name)}
+        own = {name: tensor for name, tensor in adapter.items() if name not in residual}
+        require_same_form(own, self._adapted)
+        self._require_fitting(residual)
+        for tower, model in (("text", self.text.peft), ("image", self.image.peft)):
+            load_residual(model, as_factors(_part(residual, tower)))
         with torch.no_grad():
             for name, parameter in self._adapted.items():
                 parameter.copy_(adapter[name])
+
+    def _residual(self) -> dict[str, nn.Parameter]:
+        """The residual that takes part, by name; empty if none does."""
+        towers = (("text", self.text.peft), ("image", self.image.peft))
+        return {
+            f"{tower}/{name}": parameter
+            for tower, model in towers
+            for name, parameter in as_residual(residual_of(model)).items()
+        }
+
+    def _require_fitting(self, residual: Adapter) -> None:
+        """Hold a residual to the adapted layers: all of them or none, and of one rank.
+
+        Raises:
+            WireError: names the first tensor that does not fit.
+        """
+        if not residual:
+            return
+        factors = {n: p for n, p in self._adapted.items() if not n.startswith("fusion/")}
+        rank = min(tensor.shape[0] for n, tensor in residual.items() if n.endswith("_A.weight"))
+        expected = {
+            name: factor.new_empty((rank, *factor.shape[1:]))
+            if name.endswith("_A.weight")
+            else factor.new_empty((len(factor), rank, *factor.shape[2:]))
+            for name, factor in factors.items()
+        }
+        require_same_form(residual, as_residual(expected))
 
     def _named_parameters(self) -> dict[str, nn.Parameter]:
         """Everything trainable itself, in name order."""
@@ -293,15 +349,22 @@ class Encoder:
             ReleaseError: its files hold another base's adapter.
         """
         adapter: Adapter = {}
-        for part in ("text", "image"):
+        for part, model in (("text", self.text.peft), ("image", self.image.peft)):
             state = load_file(folder / part / "adapter_model.safetensors")
-            adapter |= {f"{part}/{name}": tensor for name, tensor in state.items()}
+            own, residual = split_release(model, state)
+            adapter |= {f"{part}/{k}": v for k, v in {**own, **as_residual(residual)}.items()}
         fusion = load_file(folder / "fusion.safetensors")
         adapter |= {f"fusion/{name}": tensor for name, tensor in fusion.items()}
         try:
             self.load_adapter(adapter)
         except WireError as error:
             raise ReleaseError(f"{folder}: {error}; it was made for another base") from None
+
+
+def _part(adapter: Adapter, tower: str) -> Adapter:
+    """The tensors of one tower, under the names that it gives them."""
+    prefix = f"{tower}/"
+    return {k.removeprefix(prefix): v for k, v in adapter.items() if k.startswith(prefix)}
 
 
 def _go_on() -> None:

@@ -6,7 +6,8 @@ every pointwise convolution at or above the cut, squeeze-and-excite gates left o
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+_OWN, _RESIDUAL = "default", "residual"  # peft's names of the two adapters
 
 
 def lora_targets(model: nn.Module, frozen: Iterable[nn.Module]) -> list[str]:
@@ -82,7 +85,7 @@ def reset_lora(model: PeftModel, generator: torch.Generator) -> None:
         up.data.zero_()
 
 
-def lora_factors(model: PeftModel) -> dict[str, nn.Parameter]:
+def lora_factors(model: PeftModel, adapter: str = _OWN) -> dict[str, nn.Parameter]:
     """The factors themselves, by peft's own names.
 
     peft walks the whole model to name them, which takes as long as a small step of training: who
@@ -91,18 +94,78 @@ def lora_factors(model: PeftModel) -> dict[str, nn.Parameter]:
 
     Args:
         model: from `attach_lora`.
+        adapter: peft's name of the adapter; the one that is trained by default.
 
     Returns:
         A (r, in) and B (out, r) of every adapted layer, with two more axes of 1 for a convolution;
         not copied.
     """
     at = {parameter.data_ptr(): parameter for parameter in model.parameters()}
-    state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state: dict[str, Tensor] = get_peft_model_state_dict(
+        model, adapter_name=adapter, save_embedding_layers=False
+    )
     return {name: at[tensor.data_ptr()] for name, tensor in state.items()}
+
+
+def load_residual(model: PeftModel, factors: Mapping[str, Tensor]) -> None:
+    """Add a residual to every adapted layer, or none.
+
+    It is an adapter of its own beside the one that is trained, with the same scaling.
+
+    Args:
+        model: from `attach_lora`.
+        factors: A (k, in) and B (out, k) of every adapted layer, by peft's own names, k the same
+            everywhere; empty takes the residual out.
+    """
+    active = [_OWN, _RESIDUAL] if factors else [_OWN]
+    if factors:
+        name = next(iter(factors))
+        _make_residual(model, factors[name].shape[_rank_axis(name)])
+        with torch.no_grad():
+            for name, parameter in lora_factors(model, _RESIDUAL).items():
+                parameter.copy_(factors[name])
+    if list(model.base_model.active_adapters) != active:
+        model.base_model.set_adapter(active)
+
+
+def residual_of(model: PeftModel) -> dict[str, nn.Parameter]:
+    """Factors of the residual that takes part, as `lora_factors`; empty if none does."""
+    taking_part = _RESIDUAL in model.base_model.active_adapters
+    return lora_factors(model, _RESIDUAL) if taking_part else {}
+
+
+def residual_parameters(model: PeftModel) -> list[nn.Parameter]:
+    """The residual's own tensors, whether it takes part or not."""
+    there = _RESIDUAL in model.peft_config
+    return [*lora_factors(model, _RESIDUAL).values()] if there else []
+
+
+def _make_residual(model: PeftModel, rank: int) -> None:
+    """Make room for a residual of that rank."""
+    there = model.peft_config.get(_RESIDUAL)
+    if there is not None and there.r == rank:
+        return
+    if there is not None:
+        model.delete_adapter(_RESIDUAL)
+    config = _with_rank(model.peft_config[_OWN], rank)
+    with warnings.catch_warnings():  # as in `attach_lora`
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        model.add_adapter(_RESIDUAL, config)
+    model.eval()
+
+
+def _with_rank(config: LoraConfig, rank: int) -> LoraConfig:
+    """The same targets and the same scaling, alpha / r, at another rank."""
+    alpha = config.lora_alpha * rank / config.r
+    whole = int(alpha) if alpha == int(alpha) else alpha
+    return replace(config, r=rank, lora_alpha=whole)
 
 
 def save_lora(model: PeftModel, folder: Path, *, base_name: str) -> None:
     """Write the factors in peft's own layout: adapter_config.json, adapter_model.safetensors.
+
+    A residual that takes part is concatenated behind the factors into one rank; alpha grows with
+    the rank, so the scaling stays and plain peft gives the same vectors.
 
     Args:
         model: from `attach_lora`.
@@ -110,10 +173,42 @@ def save_lora(model: PeftModel, folder: Path, *, base_name: str) -> None:
         base_name: public name of the plain model, for the reader of adapter_config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.peft_config["default"].to_dict()
+    factors = {n: factor.detach().cpu().float() for n, factor in lora_factors(model).items()}
+    residual, own = residual_of(model), model.peft_config[_OWN]
+    for name, kept in residual.items():
+        axis = _rank_axis(name)
+        factors[name] = torch.cat([factors[name], kept.detach().cpu().float()], axis).contiguous()
+    rank = own.r + (model.peft_config[_RESIDUAL].r if residual else 0)
+    config = _with_rank(own, rank).to_dict()
     config |= {"base_model_name_or_path": base_name, "inference_mode": True}
     config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-    factors = {n: factor.detach().cpu().float() for n, factor in lora_factors(model).items()}
     save_file(factors, folder / "adapter_model.safetensors")
+
+
+def split_release(
+    model: PeftModel, factors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The inverse of how `save_lora` concatenates, bit for bit.
+
+    Args:
+        model: from `attach_lora`.
+        factors: as a file holds them.
+
+    Returns:
+        The factors of the adapter's own rank, and those of the residual; empty if there is none.
+    """
+    own, residual = dict[str, Tensor](), dict[str, Tensor]()
+    for name, tensor in factors.items():
+        axis, rank = _rank_axis(name), model.peft_config[_OWN].r
+        kept = tensor.shape[axis] - rank
+        own[name] = tensor.narrow(axis, 0, min(rank, tensor.shape[axis])).contiguous()
+        if kept > 0:
+            residual[name] = tensor.narrow(axis, rank, kept).contiguous()
+    return own, residual
+
+
+def _rank_axis(name: str) -> int:
+    """Which axis of a factor is its rank: the first of A, the second of B."""
+    return 1 if name.endswith(".lora_B.weight") else 0

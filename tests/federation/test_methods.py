@@ -1,16 +1,18 @@
 """Every way to make an adapter of updates, in whole small federations of the real apps."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from small_world import run_config
+from small_world import options, quiet, run_config
 
 from client.worker import forget_workers, get_worker
 from server.history import History, RoundRecord
 from shared.adapter import Adapter, load_adapter, norm, subtract
 from simulations.engine import run_engine
+from simulations.run import simulate
 
 NewRun = Callable[[str], Path]
 METHODS: dict[str, dict[str, str | float]] = {
@@ -36,7 +38,7 @@ def federate(run: Path, **knobs: str | float) -> History:
 def moved(history: History, number: int) -> set[str]:
     """Names of the tensors in which any bit is another than the round before."""
     before, after = history.adapter(number - 1), history.adapter(number)
-    return {name for name in after if not torch.equal(before[name], after[name])}
+    return {n for n in after if n not in before or not torch.equal(before[n], after[n])}
 
 
 def of_kind(adapter: Adapter, kind: str) -> set[str]:
@@ -72,10 +74,29 @@ def test_a_method_is_named_and_after_an_interruption_ends_bit_equal(
 
 def test_factors_have_a_bias_and_exact_a_smaller_one(new_run: NewRun) -> None:
     factors = federate(new_run("factors")).rounds()
-    exact = federate(new_run("exact"), aggregation="exact").rounds()
+    exact = federate(new_run("exact"), aggregation="exact", residual_rank=0).rounds()
     assert factors[0].bias is None
     assert factors[1].bias is not None and exact[1].bias is not None
     assert 0 < exact[1].bias < factors[1].bias  # round 1 has the same updates in both
+
+
+def test_exact_keeps_a_residual_and_a_release_with_it_is_published(
+    fashion: Path, tmp_path: Path
+) -> None:
+    """The whole journey: rounds, baselines, release, index and table, with one rank for peft."""
+    run = tmp_path / "run"
+    result = simulate(options(fashion, knobs={"aggregation": "exact"}), run, quiet())
+    assert [entry["method"] for entry in result["rounds"]] == ["FedAvg, exact"] * 2
+    history, folder = History(run / "headquarters"), run / "headquarters/releases/1"
+    best = history.adapter(history.best_round())
+    own = {tensor.shape[0] for name, tensor in best.items() if name.endswith(".lora_A.weight")}
+    kept = {tensor.shape[0] for name, tensor in best.items() if name.endswith("residual_A.weight")}
+    configs = [json.loads(path.read_text()) for path in folder.glob("*/adapter_config.json")]
+    assert {config["r"] for config in configs} == {max(own) + max(kept, default=0)}
+    assert (
+        json.loads((folder / "MANIFEST.json").read_text())["encoder_digest"]
+        == (result["release"]["encoder_digest"])
+    )
 
 
 def test_freeze_a_leaves_a_and_sends_half(new_run: NewRun) -> None:

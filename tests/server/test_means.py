@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from server import aggregation
 from server.aggregation import ExactMean, FactorMean, Mean, new_mean
-from shared.adapter import Adapter, add
+from shared.adapter import Adapter, add, is_residual, residual_names
 from shared.config import AGGREGATIONS
 
 RANK = 2
@@ -150,3 +150,75 @@ def test_of_a_large_cohort_only_sums_are_kept(monkeypatch: pytest.MonkeyPatch) -
     found = mean_of("factors")
     assert (found.bias, found.relative_bias) == (None, None)
     assert close(found.adapter, measured.adapter, atol=0)
+
+
+# -- what exact aggregation keeps ------------------------------------------------------------------
+
+
+def kept_in(adapter: Adapter, layer: str) -> NDArray[np.float64]:
+    """The residual's dense product; zeros where there is none."""
+    up, down = residual_names(layer)
+    if up not in adapter:
+        return np.zeros_like(dense(adapter, layer))
+    return np.asarray(
+        adapter[up].flatten(1).double().numpy() @ adapter[down].flatten(1).double().numpy()
+    )
+
+
+def exact(sent: Adapter, kept: int) -> Mean:
+    mean = ExactMean(sent, kept)
+    for update, weight in zip(UPDATES, WEIGHTS, strict=True):
+        mean.add(update, weight)
+    return mean.value()
+
+
+def test_what_is_kept_is_the_next_best_part_of_the_mean_of_products() -> None:
+    found = exact(SENT, 1)
+    for layer in LAYERS:
+        left, values, right = np.linalg.svd(mean_product(layer))
+        best = (left[:, : RANK + 1] * values[: RANK + 1]) @ right[: RANK + 1]
+        together = dense(found.adapter, layer) + kept_in(found.adapter, layer)
+        np.testing.assert_allclose(together, best, atol=1e-5)
+    assert found.bias is not None and 0 < found.bias < (exact(SENT, 0).bias or 0)
+
+
+def test_with_enough_room_nothing_is_lost_from_round_to_round() -> None:
+    """The layers have at most rank 7: 2 of their own and 5 kept."""
+    first = exact(SENT, 5)
+    assert first.bias == pytest.approx(0, abs=1e-5)
+    second = exact(first.adapter, 5)
+    for layer in LAYERS:
+        ends = [dense(add(first.adapter, update), layer) for update in UPDATES]
+        expected = np.average(ends, axis=0, weights=WEIGHTS) + kept_in(first.adapter, layer)
+        together = dense(second.adapter, layer) + kept_in(second.adapter, layer)
+        np.testing.assert_allclose(together, expected, atol=1e-4)
+
+
+def test_what_is_kept_has_one_rank_and_the_shape_of_its_layer() -> None:
+    found = exact(SENT, 6).adapter  # more than any layer has left
+    assert {name: tuple(tensor.shape) for name, tensor in found.items() if is_residual(name)} == {
+        "image/conv.residual_A.weight": (6, 5, 1, 1),
+        "image/conv.residual_B.weight": (4, 6, 1, 1),
+        "text/linear.residual_A.weight": (6, 6),
+        "text/linear.residual_B.weight": (7, 6),
+    }
+
+
+def test_a_residual_that_is_not_kept_any_more_is_in_the_mean_all_the_same() -> None:
+    first = exact(SENT, 5).adapter
+    second = exact(first, 0)
+    assert not any(is_residual(name) for name in second.adapter)
+    for layer in LAYERS:
+        ends = [dense(add(first, update), layer) for update in UPDATES]
+        whole = np.average(ends, axis=0, weights=WEIGHTS) + kept_in(first, layer)
+        left, values, right = np.linalg.svd(whole)
+        best = (left[:, :RANK] * values[:RANK]) @ right[:RANK]
+        np.testing.assert_allclose(dense(second.adapter, layer), best, atol=1e-4)
+
+
+def test_the_mean_of_factors_leaves_a_residual_as_it_is() -> None:
+    sent = exact(SENT, 2).adapter
+    mean = FactorMean(sent)
+    mean.add(UPDATES[0], 1)
+    found = mean.value().adapter
+    assert all(torch.equal(found[name], sent[name]) for name in sent if is_residual(name))
