@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count, repeat
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from client.batches import Batch, epoch_batches, num_batches
 from client.objective import Objective, TrainingData
