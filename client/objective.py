@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from client.batches import Batch, positives_among
 from client.clicks import Examples
 from client.recent import RecentProducts
+from client.views import Views
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes
-from shared.encoders.prefix_cache import TextPrefixes
+from shared.encoders.prefix_cache import ImagePrefixes, ImageViews, TextPrefixes, TextViews
 from shared.losses import (
     drift,
     image_text_loss,
@@ -28,6 +29,7 @@ from shared.losses import (
     too_alike,
 )
 
+_VIEWS = 0x76  # keeps the draw of views apart from the order of examples
 _QUERY, _TEXT, _IMAGE, _ASKED, _ANSWER = ("query", "text", "image", "asked", "answer")
 
 
@@ -44,6 +46,7 @@ class TrainingData:
         base_queries: where the base puts `examples.queries`, unit vectors, (Q, D).
         clicked: catalog rows that occur in the examples, ascending, (P,) int64.
         base_texts: where the base puts their texts, unit vectors, (P, D).
+        views: augmented views of queries and products, beside the originals.
     """
 
     examples: Examples
@@ -54,6 +57,7 @@ class TrainingData:
     base_queries: NDArray[np.float32]
     clicked: NDArray[np.int64]
     base_texts: NDArray[np.float32]
+    views: Views | None = None
 
 
 def make_training_data(
@@ -107,6 +111,21 @@ class Objective:
         self._recent = RecentProducts(config.queue_size, encoder.dim, encoder.device)
         self._log_q = _log_q(data.examples, config) if config.logq_correction else None
         self._trained = parameters or encoder.trainable(config.trained_factors)
+        self._queries: TextPrefixes | TextViews = data.queries
+        self._texts: TextPrefixes | TextViews = data.products.texts
+        self._images: ImagePrefixes | ImageViews = data.products.images
+
+    def draw_views(self, seed: list[int]) -> None:
+        """Show each query and product as its original or as one of its views, until drawn anew."""
+        views, products = self._data.views, self._data.products
+        if views is None:
+            return
+        rng = np.random.default_rng([*seed, _VIEWS])
+        query = rng.integers(len(views.queries) + 1, size=len(self._data.examples.queries))
+        text, image = rng.integers(len(views.texts) + 1, size=(2, len(products.has_text)))
+        self._queries = TextViews([self._data.queries, *views.queries], query)
+        self._texts = TextViews([products.texts, *views.texts], text)
+        self._images = ImageViews([products.images, *views.images], image)
 
     def loss(self, batch: Batch, known: Batch | None) -> Tensor:
         """The loss of a step, nats, shape (), with its graph."""
@@ -161,9 +180,9 @@ class Objective:
             self._data.products,
         )
         encode = {
-            _QUERY: _Encoding(partial(text, self._data.queries), batch.query_rows),
-            _TEXT: _Encoding(partial(text, products.texts), batch.product_rows),
-            _IMAGE: _Encoding(partial(image, products.images), batch.product_rows),
+            _QUERY: _Encoding(partial(text, self._queries), batch.query_rows),
+            _TEXT: _Encoding(partial(text, self._texts), batch.product_rows),
+            _IMAGE: _Encoding(partial(image, self._images), batch.product_rows),
         }
         if known is not None:
             encode[_ASKED] = _Encoding(partial(text, self._data.known_queries), known.query_rows)

@@ -57,6 +57,7 @@ def train(
         stopping = EarlyStopping(encoder, validate, config.patience)
     for epoch in range(config.local_epochs):
         order = [*seed, epoch]
+        objective.draw_views(order)
         batches = epoch_batches(
             data.examples,
             batch_size=config.batch_size,

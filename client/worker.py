@@ -7,7 +7,7 @@ adapters swapped in place; each region's data and kept activations stay its own.
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -38,13 +38,16 @@ from client.optimization import next_control
 from client.personal import RELEASE, Personal, write_personal
 from client.personalization import choose, make_candidates
 from client.region import Region, open_region, read_clicks
+from client.shelves import region_rules
 from client.training import OnStep, num_steps, train
 from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
+from client.views import make_views
 from shared.adapter import Adapter, add, subtract
 from shared.compression import rounded
 from shared.config import FLOAT32, TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
 from shared.encoders.prefix_cache import (
+    ImagePrefixes,
     TextPrefixes,
     image_prefixes,
     text_folder,
@@ -118,6 +121,7 @@ class Worker:
 
     def __init__(self, region: Region) -> None:
         self.region = region
+        self._viewed: dict[int, TrainingData] = {}
         self.on_step: OnStep | None = None
         self.on_cache: Callable[[str, int, int], None] | None = None
 
@@ -194,13 +198,11 @@ class Worker:
     @cached_property
     def products(self) -> ProductPrefixes:
         """Kept activations of the whole catalog."""
-        texts, images = self.region.texts, self.region.image_paths
+        texts = self.region.texts
         fingerprint, cache = self.encoder.base.fingerprint, self.region.state / "prefix_cache"
         return ProductPrefixes(
             text_prefixes(cache, self.encoder.text, fingerprint, texts, self._progress("texts")),
-            image_prefixes(
-                cache, self.encoder.image, fingerprint, images, self._progress("photos")
-            ),
+            self._photo_prefixes(0),
             np.array([bool(text) for text in texts]),
         )
 
@@ -221,6 +223,35 @@ class Worker:
         return make_training_data(
             self.encoder, self.examples, self._known_items, self.query_prefixes, self.products
         )
+
+    def with_views(self, data: TrainingData, number: int) -> TrainingData:
+        """Training data with so many augmented views, made once and kept; 0 leaves it as it is.
+
+        Synonyms are those of the search team's rules (`serve.rules`), where there are any.
+        """
+        if number == 0:
+            return data
+        views = make_views(
+            number,
+            data.examples.queries,
+            self.region.texts,
+            keep_texts=self.query_prefixes,
+            keep_photos=self._photo_prefixes,
+            synonyms=region_rules(self.region).synonyms_for,
+        )
+        return replace(data, views=views)
+
+    def _seen_with(self, views: int) -> TrainingData:
+        """`training_data` with views; those of the last round are still open."""
+        if views not in self._viewed:
+            self._viewed = {views: self.with_views(self.training_data, views)}
+        return self._viewed[views]
+
+    def _photo_prefixes(self, view: int) -> ImagePrefixes:
+        cache, report = self.region.state / "prefix_cache", self._progress("photos")
+        tower, fingerprint = self.encoder.image, self.encoder.base.fingerprint
+        paths = self.region.image_paths
+        return image_prefixes(cache, tower, fingerprint, paths, report, view=view)
 
     @cached_property
     def _known_items(self) -> Examples:
@@ -283,11 +314,11 @@ class Worker:
         """
         if purpose == LOCAL:
             self._require_consent("local_adapter", self.region.config.sharing.local_adapter)
-        data = self.training_data
+        data = self._seen_with(config.augmented_views)
         start = time.perf_counter()
         self.encoder.load_adapter(adapter)
         seed = [config.seed, server_round, *self.region.config.region.encode()]
-        validate = self._validated if self.validation.queries else None
+        validate = self.validated if self.validation.queries else None
         kept, own = ControlVariates(self.region.state), Adapter()
         correction: list[Tensor] = []
         if control is not None:
@@ -313,7 +344,7 @@ class Worker:
         sent = self._sent(update, config.update_encoding, server_round, adapter, purpose=purpose)
         return Trained(sent, len(data.examples.weight), loss, seconds, change)
 
-    def _validated(self) -> float:
+    def validated(self) -> float:
         """nDCG@10 on validation clicks of the encoder as it is."""
         held_out = self.validation
         metrics = evaluate(self.encoder, self.products, self._validation_prefixes, held_out)

@@ -25,6 +25,7 @@ RULES = ("FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan", "QFedAvg")
 STRATEGIES = ("FedAvg", *SERVER_OPTIMIZERS, *RULES)
 ADAMW, SGD = OPTIMIZERS = ("adamw", "sgd")
 BOTH, ONLY_A, ONLY_B = TRAINED_FACTORS = ("both", "a", "b")
+MAX_VIEWS = 8  # of each item; what they take on disk is that of the originals, so many times
 NO_KNOBS = ("run-dir", "task", "gate", "num-rounds", "seed")  # an option says it, or nobody may
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -54,6 +55,7 @@ class TrainConfig:
         negative_max_cosine: a product nearer than this to a clicked one is no negative, at most 1.
         queue_size: products of former steps that are negatives as well.
         chunk_size: items encoded at a time; 0 encodes a batch at once.
+        augmented_views: kept views of each query, text and photo beside the original.
         patience: epochs without a better validation that end a round; 0 runs all.
         update_encoding: how the update crosses the wire; see `shared.compression`.
         trained_factors: which LoRA factors are trained in this round, "both", "a" or "b"; the
@@ -78,6 +80,7 @@ class TrainConfig:
     negative_max_cosine: float
     queue_size: int
     chunk_size: int
+    augmented_views: int
     patience: int
     update_encoding: str
     trained_factors: str
@@ -117,6 +120,7 @@ class FederationConfig:
     negative_max_cosine: float
     queue_size: int
     chunk_size: int
+    augmented_views: int
     patience: int
     update_encoding: str
     aggregation: str
@@ -268,6 +272,7 @@ def _check_ranges(config: FederationConfig) -> None:
         "hard_negatives",
         "queue_size",
         "chunk_size",
+        "augmented_views",
         "patience",
         "region_wait_s",
         "gate_tolerance",
@@ -277,6 +282,8 @@ def _check_ranges(config: FederationConfig) -> None:
         if kind is float:
             _require(math.isfinite(getattr(config, name)), config, name, "must be finite")
     _require(config.logq_correction <= 1, config, "logq_correction", "must be at most 1")
+    most = f"must be at most {MAX_VIEWS}: each is as large as the originals' activations"
+    _require(config.augmented_views <= MAX_VIEWS, config, "augmented_views", most)
     cosine = config.negative_max_cosine
     _require(0 < cosine <= 1, config, "negative_max_cosine", "must be in (0, 1]")
     _require(0 < config.quorum <= 1, config, "quorum", "must be in (0, 1]")

@@ -32,6 +32,7 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from client.clicks import Examples, examples_of
 from client.evaluation import K, mean_metrics, rank
@@ -232,7 +233,10 @@ def _federate(
     folders = [path.parent for path in sorted((run / "regions").glob("*/region.toml"))]
     workers = [_worker(folder, clicks) for folder in folders]
     development = develop(run, workers)
-    data = [training_without(worker, development.texts) for worker in workers]
+    data = [
+        worker.with_views(training_without(worker, development.texts), config.augmented_views)
+        for worker in workers
+    ]
     adapter = History(run / "headquarters").adapter(0)
     memory: Adapter = {}
     _say("base", measure(workers, development, adapter))
@@ -269,7 +273,7 @@ def _round(
     for worker, part in zip(workers, data, strict=True):
         seed = [config.seed, number, *worker.region.config.region.encode()]
         worker.encoder.load_adapter(adapter)
-        loss = train(worker.encoder, part, settings, seed=seed)
+        loss = train(worker.encoder, part, settings, seed=seed, validate=worker.validated)
         update = worker.encoder.update(adapter, settings.trained_factors)
         aggregator.add(update, len(part.examples.weight), loss)
     return aggregator.outcome()
@@ -296,10 +300,14 @@ def _say(when: str, figures: dict[str, float]) -> None:
 
 
 def _clicks_config(pairs: Sequence[str]) -> ClicksConfig:
+    parts = [pair.partition("=") for pair in pairs]
     try:
-        return ClicksConfig.model_validate(dict(pair.split("=", 1) for pair in pairs))
-    except ValueError as error:  # pydantic's is one, too
-        raise ConfigError(f"--clicks: {error}") from None
+        return ClicksConfig.model_validate({key: value for key, _, value in parts})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(ClicksConfig.model_fields)
+        raise ConfigError(f"--clicks {key}: {first['msg']}; keys: {known}") from None
 
 
 def _config(run: Path, rounds: int, knobs: Sequence[str], seed: int | None) -> FederationConfig:

@@ -42,7 +42,7 @@ from shared.encoders.lora import (
     save_lora,
     split_release,
 )
-from shared.encoders.prefix_cache import ImagePrefixes, TextPrefixes
+from shared.encoders.prefix_cache import ImagePrefixes, ImageViews, TextPrefixes, TextViews
 from shared.encoders.text import TextTower
 from shared.errors import ConfigError, ReleaseError, WireError
 
@@ -233,12 +233,12 @@ class Encoder:
 
     # -- vectors, with gradients -----------------------------------------------------------------
 
-    def text_vectors(self, texts: TextPrefixes, rows: NDArray[np.int64]) -> Tensor:
+    def text_vectors(self, texts: TextPrefixes | TextViews, rows: NDArray[np.int64]) -> Tensor:
         """Unit vectors (B, D) of the kept texts `rows` (B,)."""
         tokens, lengths = texts.batch(rows)
         return self.text.suffix(tokens.to(self.device), lengths)
 
-    def image_vectors(self, images: ImagePrefixes, rows: NDArray[np.int64]) -> Tensor:
+    def image_vectors(self, images: ImagePrefixes | ImageViews, rows: NDArray[np.int64]) -> Tensor:
         """Unit vectors (B, D) of the kept photos `rows` (B,); zero where there is none."""
         present = torch.from_numpy(images.present[rows]).nonzero().flatten()
         vectors = torch.zeros(len(rows), self.dim, device=self.device)

@@ -148,7 +148,11 @@ class ImageTower:
         Raises:
             DataError: a photo cannot be read.
         """
-        pixels = np.stack([load_pixels(path, self.config.size) for path in paths])
+        return self.prefix_of(np.stack([load_pixels(path, self.config.size) for path in paths]))
+
+    @torch.no_grad()
+    def prefix_of(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Frozen activations at the cut, (B, ...) float32 on the CPU, of pixels (B, S, S, 3)."""
         batch = self.normalize(pixels)
         return self.split.capture(lambda: self._model(batch)).float().cpu()
 

@@ -17,8 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.augmentation import VERSION as AUGMENTATION
+from shared.augmentation import augment_photo
 from shared.durable import canonical_json, locked, new_folder, set_aside, sha256_file
-from shared.encoders.image import ImageTower
+from shared.encoders.image import ImageTower, load_pixels
 from shared.encoders.packing import pack
 from shared.encoders.text import TextTower
 from shared.errors import DataError
@@ -41,8 +43,11 @@ class TextPrefixes:
 
     def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Activations (T, H) float32 of the texts `rows` (B,), packed, and their lengths (B,)."""
-        spans = [(self.offsets[row], self.offsets[row + 1]) for row in rows]
-        return pack([torch.from_numpy(self.tokens[start:end].copy()) for start, end in spans])
+        return pack([self.tokens_of(row) for row in rows.tolist()])
+
+    def tokens_of(self, row: int) -> Tensor:
+        """Activations (L, H) float16 of one text."""
+        return torch.from_numpy(self.tokens[self.offsets[row] : self.offsets[row + 1]].copy())
 
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each text, (N,)."""
@@ -66,6 +71,46 @@ class ImagePrefixes:
         return torch.from_numpy(self.maps[rows].astype(np.float32))
 
 
+@dataclass(frozen=True)
+class TextViews:
+    """N texts, each as one of several views of it.
+
+    Attributes:
+        views: of the same N texts, the originals first.
+        chosen: which view of each text, (N,) int64.
+    """
+
+    views: Sequence[TextPrefixes]
+    chosen: NDArray[np.int64]
+
+    def batch(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """As `TextPrefixes.batch`, of the views chosen."""
+        return pack([self.views[self.chosen[row]].tokens_of(row) for row in rows.tolist()])
+
+
+@dataclass(frozen=True)
+class ImageViews:
+    """N photos, each as one of several views of it.
+
+    Attributes:
+        views: of the same N photos, the originals first.
+        chosen: which view of each photo, (N,) int64.
+    """
+
+    views: Sequence[ImagePrefixes]
+    chosen: NDArray[np.int64]
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Which photos there are, (N,)."""
+        return self.views[0].present
+
+    def batch(self, rows: NDArray[np.int64]) -> Tensor:
+        """As `ImagePrefixes.batch`, of the views chosen."""
+        maps = [self.views[self.chosen[row]].maps[row] for row in rows.tolist()]
+        return torch.from_numpy(np.stack(maps).astype(np.float32))
+
+
 def text_folder(cache: Path, tower: TextTower, fingerprint: str, texts: Sequence[str]) -> Path:
     """Where the activations of `texts` are kept; it appears whole, once they are.
 
@@ -83,7 +128,12 @@ def text_folder(cache: Path, tower: TextTower, fingerprint: str, texts: Sequence
 
 
 def image_folder(
-    cache: Path, tower: ImageTower, fingerprint: str, paths: Sequence[Path | None]
+    cache: Path,
+    tower: ImageTower,
+    fingerprint: str,
+    paths: Sequence[Path | None],
+    *,
+    view: int = 0,
 ) -> Path:
     """Where the activations of photos are kept; it appears whole, once they are.
 
@@ -92,6 +142,7 @@ def image_folder(
         tower: that computes them.
         fingerprint: of the base the tower belongs to.
         paths: N photos, None where a product has none.
+        view: number of an augmented view; 0 is the photos as they are.
 
     Returns:
         The folder, which need not exist.
@@ -100,6 +151,8 @@ def image_folder(
         DataError: a photo cannot be read.
     """
     content = [_photo_digest(path) if path else "" for path in paths]
+    if view > 0:
+        content.append(f"view {view} of version {AUGMENTATION}")
     return cache / _name("image", fingerprint, tower.config.adapter_blocks, content)
 
 
@@ -133,6 +186,8 @@ def image_prefixes(
     fingerprint: str,
     paths: Sequence[Path | None],
     progress: Progress | None = None,
+    *,
+    view: int = 0,
 ) -> ImagePrefixes:
     """Open the kept activations of photos, computing them first where they are not kept yet.
 
@@ -142,15 +197,16 @@ def image_prefixes(
         fingerprint: of the base the tower belongs to.
         paths: N photos, None where a product has none.
         progress: called with (done, number of photos) after every batch.
+        view: number of an augmented view; 0 is the photos as they are.
 
     Raises:
         DataError: a photo cannot be read.
     """
 
     def compute(folder: Path) -> None:
-        _compute_images(folder, tower, paths, progress)
+        _compute_images(folder, tower, paths, progress, view)
 
-    folder = _kept(image_folder(cache, tower, fingerprint, paths), compute)
+    folder = _kept(image_folder(cache, tower, fingerprint, paths, view=view), compute)
     return ImagePrefixes(_open(folder, "data.npy"), np.array([path is not None for path in paths]))
 
 
@@ -185,13 +241,18 @@ def _token_ids(tower: TextTower, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _compute_images(
-    folder: Path, tower: ImageTower, paths: Sequence[Path | None], progress: Progress | None
+    folder: Path,
+    tower: ImageTower,
+    paths: Sequence[Path | None],
+    progress: Progress | None,
+    view: int,
 ) -> None:
     present = [row for row, path in enumerate(paths) if path is not None]
     data: NDArray[np.float16] | None = None
     for start in range(0, len(present), BATCH):
         rows = present[start : start + BATCH]
-        hidden = tower.prefix([path for path in (paths[row] for row in rows) if path])
+        some = [path for path in (paths[row] for row in rows) if path]
+        hidden = tower.prefix(some) if view == 0 else _augmented(tower, some, rows, view)
         if data is None:
             data = _new_array(folder, (len(paths), *hidden.shape[1:]))
         data[rows] = hidden.numpy()
@@ -199,6 +260,15 @@ def _compute_images(
             progress(min(start + BATCH, len(present)), len(present))
     if data is None:
         data = _new_array(folder, (len(paths), 1))
+
+
+def _augmented(tower: ImageTower, paths: Sequence[Path], rows: Sequence[int], view: int) -> Tensor:
+    """Activations of one view of photos; which changes each gets follows from view and row."""
+    made = [
+        augment_photo(load_pixels(path, tower.config.size), np.random.default_rng([view, row]))
+        for path, row in zip(paths, rows, strict=True)
+    ]
+    return tower.prefix_of(np.stack(made))
 
 
 def _new_array(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float16]:

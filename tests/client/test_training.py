@@ -14,10 +14,11 @@ from client.clicks import Examples
 from client.known_items import make_known_items
 from client.objective import Objective, TrainingData, make_training_data
 from client.training import train
+from client.views import Views
 from shared.adapter import Adapter
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes
-from shared.encoders.prefix_cache import image_prefixes, text_prefixes
+from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
 
 QUERIES = ["shoe", "coat", "lamp", "phone"]
 TITLES = ["leather boot", "wool jacket", "desk light", "smart mobile", "old boot", "no photo"]
@@ -40,6 +41,7 @@ CONFIG = TrainConfig(
     negative_max_cosine=1.0,
     queue_size=0,
     chunk_size=0,
+    augmented_views=0,
     patience=0,
     update_encoding="float32",
     trained_factors="both",
@@ -356,6 +358,59 @@ def test_known_items_may_have_a_temperature_of_their_own(
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert losses[2] != pytest.approx(losses[0], abs=1e-3)
+
+
+# -- augmented views -------------------------------------------------------------------------------
+
+
+def seen_upside_down(data: TrainingData) -> TrainingData:
+    """One view of each: that of the item at the other end of the list."""
+    queries, texts = (reverse(kept) for kept in (data.queries, data.products.texts))
+    maps = data.products.images.maps[::-1].copy()
+    images = dataclasses.replace(data.products.images, maps=maps)
+    return dataclasses.replace(data, views=Views([queries], [texts], [images]))
+
+
+def reverse(kept: TextPrefixes) -> TextPrefixes:
+    parts = [kept.tokens_of(row).numpy() for row in range(len(kept.lengths()))][::-1]
+    return TextPrefixes(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
+
+
+def test_a_batch_shows_originals_and_views_as_they_were_drawn(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    config = weighed(0.0, 0.0)
+    objective = Objective(encoder, seen_upside_down(data), config)
+
+    def loss(objective: Objective) -> float:
+        return float(objective.loss(whole(data), None).detach())
+
+    undrawn, drawn = loss(objective), []
+    for number in (0, 1, 2, 3, 0):
+        objective.draw_views([number])
+        drawn.append(loss(objective))
+    assert undrawn == loss(Objective(encoder, data, config))
+    assert len({undrawn, *drawn}) > 2
+    assert drawn[0] == drawn[-1]
+
+
+def test_views_are_the_same_for_both_passes_of_a_chunked_step(
+    encoder: Encoder, data: TrainingData, trained: Adapter
+) -> None:
+    encoder.load_adapter(trained)
+    found = []
+    for chunk_size in (0, 2):
+        config = dataclasses.replace(CONFIG, chunk_size=chunk_size)
+        objective = Objective(encoder, seen_upside_down(data), config)
+        objective.draw_views([3])
+        found.append(gradients(encoder, objective, whole(data), all_known(data)))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_views_change_what_is_learned(encoder: Encoder, data: TrainingData) -> None:
+    start = encoder.adapter()
+    assert not equal(run(encoder, seen_upside_down(data), start), run(encoder, data, start))
 
 
 # -- early stopping --------------------------------------------------------------------------------

@@ -74,9 +74,15 @@ def test_each_round_is_a_line_and_the_same_choice_the_same_figures(
         for name in ("own", "union", "titles", "validation"):
             assert 0 < float(line.split(f"{name} ")[1].split()[0]) <= 1
     assert lines() == told
-    changed = lines("--set", "learning-rate=0.05")
-    assert changed[0] == told[0]
-    assert changed[1:] != told[1:]
+    for choice in (
+        ("--set", "learning-rate=0.05"),
+        ("--set", "augmented-views=1"),
+        ("--clicks", "weighting=inverse"),
+        ("--seed", "8"),
+    ):
+        changed = lines(*choice)
+        assert changed[0] == told[0]
+        assert changed[1:] != told[1:]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +90,8 @@ def test_each_round_is_a_line_and_the_same_choice_the_same_figures(
     [
         (["--set", "colour=1"], "--set colour=1: expected KEY=VALUE with one of quorum"),
         (["--set", "learning-rate=fast"], "--set learning-rate=fast: expected float"),
+        (["--clicks", "weighting=none"], "--clicks weighting: Input should be 'relevance', "),
+        (["--clicks", "colour=1"], "--clicks colour: Extra inputs are not permitted; keys: prop"),
         (["--set", "learning-rate"], "--set learning-rate: expected KEY=VALUE with one of"),
     ],
 )

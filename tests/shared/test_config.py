@@ -107,6 +107,8 @@ def test_a_value_of_another_type_is_named(key: str, value: object, expected: str
         ("queue-size", -1, "0 or more"),
         ("chunk-size", -1, "0 or more"),
         ("patience", -1, "0 or more"),
+        ("augmented-views", -1, "0 or more"),
+        ("augmented-views", 9, "at most 8"),
         ("quorum", 0.0, r"in \(0, 1\]"),
         ("quorum", 1.5, r"in \(0, 1\]"),
         ("quorum", math.nan, "finite"),

@@ -12,7 +12,9 @@ from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import (
     ImagePrefixes,
+    ImageViews,
     TextPrefixes,
+    TextViews,
     image_folder,
     image_prefixes,
     text_folder,
@@ -274,3 +276,43 @@ def test_an_unreadable_photo_is_named_and_nothing_is_kept(
     with pytest.raises(DataError, match=r"broken\.jpg: "):
         image_prefixes(tmp_path / "cache", encoder.image, BASE, [photos[0], path])
     assert not list((tmp_path / "cache").glob("*image*"))
+
+
+# -- views -----------------------------------------------------------------------------------------
+
+
+def test_views_are_gathered_as_they_are_chosen(encoder: Encoder, tmp_path: Path) -> None:
+    texts = ["red boots", "a blue wool hat", "lamp"]
+    kept = [
+        text_prefixes(tmp_path, encoder.text, encoder.base.fingerprint, texts),
+        text_prefixes(tmp_path, encoder.text, encoder.base.fingerprint, texts[::-1]),
+    ]
+    chosen, rows = np.array([0, 1, 1]), np.array([2, 0, 1])
+    tokens, lengths = TextViews(kept, chosen).batch(rows)
+    expected = [kept[1].tokens_of(2), kept[0].tokens_of(0), kept[1].tokens_of(1)]
+    assert lengths.tolist() == [len(part) for part in expected]
+    assert torch.equal(tokens, torch.cat(expected).float())
+    plain = TextViews(kept, np.zeros(3, np.int64)).batch(rows)
+    assert all(torch.equal(*pair) for pair in zip(plain, kept[0].batch(rows), strict=True))
+
+
+def test_an_augmented_photo_is_kept_apart_from_its_original(
+    encoder: Encoder, photos: list[Path], tmp_path: Path
+) -> None:
+    paths, fingerprint = [photos[0], None, photos[1]], encoder.base.fingerprint
+    views = [
+        image_prefixes(tmp_path, encoder.image, fingerprint, paths, view=view)
+        for view in (0, 1, 2, 1)
+    ]
+    assert np.array_equal(views[1].maps, views[3].maps)
+    assert not np.array_equal(views[0].maps, views[1].maps)
+    assert not np.array_equal(views[1].maps, views[2].maps)
+    assert all(np.array_equal(view.present, [True, False, True]) for view in views)
+    assert all((view.maps[1] == 0).all() for view in views)
+    assert image_folder(tmp_path, encoder.image, fingerprint, paths) == image_folder(
+        tmp_path, encoder.image, fingerprint, paths, view=0
+    )
+    chosen = ImageViews(views[:3], np.array([2, 0, 1]))
+    assert np.array_equal(chosen.present, views[0].present)
+    expected = np.stack([views[1].maps[2], views[2].maps[0]]).astype(np.float32)
+    assert torch.equal(chosen.batch(np.array([2, 0])), torch.from_numpy(expected))
