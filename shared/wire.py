@@ -19,7 +19,7 @@ from torch import Tensor
 from shared.adapter import Adapter, norm, require_same_form, trained_names
 from shared.arrays import to_array, values_of
 from shared.compression import MAX_SCALE, compress, expand
-from shared.config import ENCODINGS, INT8, TRAINED_FACTORS, TrainConfig, types_of
+from shared.config import ENCODINGS, INT8, MAX_VIEWS, TRAINED_FACTORS, TrainConfig, types_of
 from shared.errors import WireError
 
 PROTOCOL_VERSION = 4
@@ -244,6 +244,8 @@ def read_train_request(content: RecordDict) -> TrainRequest:
         if values[name] not in choices:
             key = name.replace("_", "-")
             raise WireError(f"train message: {key} is none of {', '.join(choices)}")
+    if not 0 <= values["augmented_views"] <= MAX_VIEWS:  # the region's disk would hold them
+        raise WireError(f"train message: augmented-views is not in 0 to {MAX_VIEWS}")
     adapter, config = decode_adapter(_arrays(content)), TrainConfig(**values)
     if counted is None and CONTROL not in content:
         return TrainRequest(adapter, config, server_round, purpose)

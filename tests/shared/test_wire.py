@@ -460,6 +460,8 @@ def test_a_newer_region_is_understood_well_enough_to_be_refused() -> None:
         ("server-round", "2", "missing or unknown server-round"),
         ("learning-rate", "fast", '"learning_rate" is missing or not of type float'),
         ("batch-size", 1.5, '"batch_size" is missing or not of type int'),
+        ("augmented-views", 1_000_000, "augmented-views is not in 0 to 8"),
+        ("augmented-views", -1, "augmented-views is not in 0 to 8"),
     ],
 )
 def test_a_malformed_train_message_is_refused(
