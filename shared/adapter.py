@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from shared.durable import replace_file
 from shared.errors import FederationError, WireError
 
 Adapter = dict[str, Tensor]
+_Factor = TypeVar("_Factor", bound=Tensor)
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"  # as peft names the factors of a layer
 _KEPT_DOWN, _KEPT_UP = ".residual_A.weight", ".residual_B.weight"  # see `is_residual`
 _DIGEST = "sha256"  # key in a file's metadata
@@ -55,7 +56,7 @@ def residual_names(layer: str) -> tuple[str, str]:
     return layer + _KEPT_UP, layer + _KEPT_DOWN
 
 
-def as_factors(residual: Mapping[str, Tensor]) -> Adapter:
+def as_factors(residual: Mapping[str, _Factor]) -> dict[str, _Factor]:
     """A residual under the names of the factors that it stands beside."""
     return {
         name.replace(_KEPT_DOWN, _DOWN).replace(_KEPT_UP, _UP): tensor
@@ -63,7 +64,7 @@ def as_factors(residual: Mapping[str, Tensor]) -> Adapter:
     }
 
 
-def as_residual(factors: Mapping[str, Tensor]) -> Adapter:
+def as_residual(factors: Mapping[str, _Factor]) -> dict[str, _Factor]:
     """The inverse of `as_factors`."""
     return {
         name.replace(_DOWN, _KEPT_DOWN).replace(_UP, _KEPT_UP): tensor

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -124,13 +124,13 @@ def load_residual(model: PeftModel, factors: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in lora_factors(model, _RESIDUAL).items():
                 parameter.copy_(factors[name])
-    if list(model.base_model.active_adapters) != active:
-        model.base_model.set_adapter(active)
+    if list(_tuner(model).active_adapters) != active:
+        _tuner(model).set_adapter(active)
 
 
 def residual_of(model: PeftModel) -> dict[str, nn.Parameter]:
     """Factors of the residual that takes part, as `lora_factors`; empty if none does."""
-    taking_part = _RESIDUAL in model.base_model.active_adapters
+    taking_part = _RESIDUAL in _tuner(model).active_adapters
     return lora_factors(model, _RESIDUAL) if taking_part else {}
 
 
@@ -140,14 +140,25 @@ def residual_parameters(model: PeftModel) -> list[nn.Parameter]:
     return [*lora_factors(model, _RESIDUAL).values()] if there else []
 
 
+def _tuner(model: PeftModel) -> LoraModel:
+    tuner = model.base_model
+    assert isinstance(tuner, LoraModel), "attach_lora made it"
+    return tuner
+
+
+def _config(model: PeftModel, adapter: str = _OWN) -> LoraConfig:
+    config = model.peft_config[adapter]
+    assert isinstance(config, LoraConfig), "attach_lora made it"
+    return config
+
+
 def _make_residual(model: PeftModel, rank: int) -> None:
     """Make room for a residual of that rank."""
-    there = model.peft_config.get(_RESIDUAL)
-    if there is not None and there.r == rank:
-        return
-    if there is not None:
+    if _RESIDUAL in model.peft_config:
+        if _config(model, _RESIDUAL).r == rank:
+            return
         model.delete_adapter(_RESIDUAL)
-    config = _with_rank(model.peft_config[_OWN], rank)
+    config = _with_rank(_config(model), rank)
     with warnings.catch_warnings():  # as in `attach_lora`
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         model.add_adapter(_RESIDUAL, config)
@@ -156,9 +167,8 @@ def _make_residual(model: PeftModel, rank: int) -> None:
 
 def _with_rank(config: LoraConfig, rank: int) -> LoraConfig:
     """The same targets and the same scaling, alpha / r, at another rank."""
-    alpha = config.lora_alpha * rank / config.r
-    whole = int(alpha) if alpha == int(alpha) else alpha
-    return replace(config, r=rank, lora_alpha=whole)
+    alpha: Any = config.lora_alpha * rank / config.r  # peft says int and takes any number
+    return replace(config, r=rank, lora_alpha=int(alpha) if alpha == int(alpha) else alpha)
 
 
 def save_lora(model: PeftModel, folder: Path, *, base_name: str) -> None:
@@ -174,12 +184,12 @@ def save_lora(model: PeftModel, folder: Path, *, base_name: str) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     factors = {n: factor.detach().cpu().float() for n, factor in lora_factors(model).items()}
-    residual, own = residual_of(model), model.peft_config[_OWN]
+    residual, own = residual_of(model), _config(model)
     for name, kept in residual.items():
         axis = _rank_axis(name)
         factors[name] = torch.cat([factors[name], kept.detach().cpu().float()], axis).contiguous()
-    rank = own.r + (model.peft_config[_RESIDUAL].r if residual else 0)
-    config = _with_rank(own, rank).to_dict()
+    rank = own.r + (_config(model, _RESIDUAL).r if residual else 0)
+    config = _with_rank(own, rank).to_dict()  # type: ignore[no-untyped-call]
     config |= {"base_model_name_or_path": base_name, "inference_mode": True}
     config["target_modules"] = sorted(config["target_modules"])
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
@@ -201,7 +211,7 @@ def split_release(
     """
     own, residual = dict[str, Tensor](), dict[str, Tensor]()
     for name, tensor in factors.items():
-        axis, rank = _rank_axis(name), model.peft_config[_OWN].r
+        axis, rank = _rank_axis(name), _config(model).r
         kept = tensor.shape[axis] - rank
         own[name] = tensor.narrow(axis, 0, min(rank, tensor.shape[axis])).contiguous()
         if kept > 0:
