@@ -109,8 +109,7 @@ def norm(update: Mapping[str, Tensor]) -> float:
 
 def receipt(update: Mapping[str, Tensor]) -> int:
     """A number that only this update has, below 2^60: who knows it knows that it arrived."""
-    tensors = {name: update[name].contiguous() for name in sorted(update)}
-    return int(_digest(save(tensors))[:15], 16)
+    return int(_digest(save(_plain({name: update[name] for name in sorted(update)})))[:15], 16)
 
 
 def require_same_form(adapter: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -157,9 +156,8 @@ def load_adapter(path: Path) -> Adapter:
         raise FederationError(f"{path}: not found; the run folder is incomplete") from None
     except SafetensorError:
         said, adapter = None, {}
-    if said is None or said != _digest(
-        save(_plain(adapter))
-    ):  # a flipped byte would go unseen otherwise
+    # A flipped byte would go unseen otherwise.
+    if said is None or said != _digest(save(_plain(adapter))):
         raise FederationError(f"{path}: damaged; remove the run folder and start again")
     return adapter
 
