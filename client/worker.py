@@ -98,10 +98,18 @@ def _code_version() -> str:
     return version("fedshelf")
 
 
-def forget_workers() -> None:
-    """Drop every worker and encoder of this process."""
-    _WORKERS.clear()
-    _ENCODERS.clear()
+def forget_workers(below: Path | None = None) -> None:
+    """Drop workers of this process.
+
+    Args:
+        below: a folder: the workers of regions in it; None: every worker, and every encoder.
+    """
+    if below is None:
+        _WORKERS.clear()
+        _ENCODERS.clear()
+        return
+    for folder in [path for path in _WORKERS if path.is_relative_to(below.resolve())]:
+        del _WORKERS[folder]
 
 
 def resident_encoder(base: Path, *, device: str, fingerprint: str) -> Encoder:

@@ -9,7 +9,7 @@ import ast
 import hashlib
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,6 @@ def folder_digest(folder: Path) -> str:
 @cache
 def library_versions() -> dict[str, str]:
     """Versions of what the figures are computed with."""
-    from importlib.metadata import PackageNotFoundError
-
     found = {}
     for name in _LIBRARIES:
         try:
@@ -74,12 +72,14 @@ def code_digest(*modules: str) -> str:
 
 
 def _source(module: str) -> Path | None:
-    """The file of a module; None for what is no module (a name imported from one)."""
-    try:
-        spec = find_spec(module)
-    except ModuleNotFoundError:
+    """The file of a module, which is not imported; None for a name that is no module."""
+    package, *rest = module.split(".")
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
         return None
-    return Path(spec.origin) if spec is not None and spec.origin else None
+    path = Path(spec.origin).parent.joinpath(*rest)
+    files = (path.with_name(f"{path.name}.py"), path / "__init__.py")
+    return next((file for file in files if file.is_file()), None)
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:

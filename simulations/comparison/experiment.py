@@ -19,6 +19,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -194,8 +195,7 @@ class _Bench:
 
     def _measured_of(self, method: MethodSpec, trained: Mapping[Any, Trained]) -> dict[str, Any]:
         """What decides a method's scores."""
-        mixed = method.kind == "hybrid" and method.of
-        of = self._experiment.method_named(method.of) if mixed else method
+        of = self._mixed(method)
         adapters = {
             region: adapter_digest(found) for region, found in self._adapters_of(of).items()
         }
@@ -205,6 +205,10 @@ class _Bench:
             "adapters": adapters if method.kind != "bm25" else {},
             "code": code_digest("simulations.comparison.measure"),
         }
+
+    def _mixed(self, method: MethodSpec) -> MethodSpec:
+        """The method whose encoder ranks."""
+        return self._experiment.method_named(str(method.of)) if method.kind == "hybrid" else method
 
     def _adapters_of(self, method: MethodSpec) -> dict[str, Adapter]:
         """By region; the untrained adapter for whatever trains nothing."""
@@ -218,7 +222,7 @@ class _Bench:
         return self._adapters[method.name]
 
     def _personalized(self, method: MethodSpec) -> dict[str, Adapter]:
-        of = self._experiment.method_named(method.of or "")
+        of = self._experiment.method_named(str(method.of))
         adapters = self._adapters_of(of)
         config = parse_run_config(self._training(of, ALL_REGIONS).run_config).train_config(1)
         digest = digest_of(
@@ -233,26 +237,23 @@ class _Bench:
         return personalized_adapters(self._world, folder, adapters, config, self._progress)
 
     def _scores(self, method: MethodSpec, digest: str) -> pl.DataFrame:
-        workers, tables = self._trainer.workers, []
+        workers, tables, view = self._trainer.workers, [], self._root / "shelves" / digest
         if method.kind == "hybrid":
-            view = self._root / "shelves" / digest
             view_world(self._world, view)
             workers = open_workers(view, self._progress)
         for number, worker in enumerate(workers):
             region = worker.region.config.region
             self._progress.bar(f"{region}: test queries")(number, len(workers))
-            tables.append(
-                region_scores(worker, self._queries(worker), self._ranker(method, region))
-            )
+            ranker = self._ranker(method, region)
+            tables.append(region_scores(worker, self._queries(worker), ranker))
+        forget_workers(view)
         return pl.concat(tables)
 
     def _ranker(self, method: MethodSpec, region: str) -> Ranker:
         if method.kind == "bm25":
             return bm25_ranker
-        if method.kind == "hybrid" and method.of is not None:
-            of = self._experiment.method_named(method.of)
-            return hybrid_ranker(self._adapters_of(of)[region])
-        return dense_ranker(self._adapters_of(method)[region])
+        adapter = self._adapters_of(self._mixed(method))[region]
+        return hybrid_ranker(adapter) if method.kind == "hybrid" else dense_ranker(adapter)
 
     def _queries(self, worker: Worker) -> Judged:
         region = worker.region.config.region
@@ -305,8 +306,8 @@ class _Bench:
 def _test_mean(scores: pl.DataFrame) -> float:
     """Mean test nDCG@10 over queries, then regions."""
     tests = scores.filter(pl.col("set") == TEST)
-    means = tests.group_by("region").agg(pl.col("ndcg@10").mean())["ndcg@10"].to_list()
-    return sum(means) / len(means)
+    means = tests.group_by("region").agg(pl.col("ndcg@10").mean()).sort("region")["ndcg@10"]
+    return float(np.mean(means.to_numpy()))
 
 
 def _write_parquet(path: Path, table: pl.DataFrame) -> None:

@@ -8,6 +8,7 @@ beyond the rounds, which an experiment file must own up to.
 from collections.abc import Mapping
 from pathlib import Path
 
+from client.worker import forget_workers
 from shared.adapter import Adapter, load_adapter, save_adapter
 from shared.config import TrainConfig
 from simulations.comparison.worlds import view_world
@@ -48,4 +49,5 @@ def personalized_adapters(
             progress.line(f"{region}: {record.choice}; {record.reason}")
             save_adapter(path, worker.encoder.adapter(), {"choice": record.choice})
         made[region] = load_adapter(path)
+    forget_workers(folder)
     return made

@@ -30,7 +30,7 @@ Kind = Literal[
 TRAINED = ("local_only", "federated", "centralized")  # round by round
 HELD = ("federated", "personalized")  # against pooling and against each region alone
 DENSE = ("zero_shot", *TRAINED, "personalized")
-SAME_TRAINING = ("local-epochs", "batch-size")  # passes and steps follow from these and the rounds
+SAME_TRAINING = ("local-epochs", "batch-size", "patience")  # with the rounds they decide the steps
 _NAME = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 
 
@@ -243,7 +243,7 @@ class Experiment(_Strict):
                 self._check_knobs(method.name, {**method.set, **candidate})
 
     def _check_equal_training(self) -> None:
-        """Rounds are the experiment's, so passes and steps hang on two knobs alone."""
+        """Rounds are the experiment's, so passes and steps hang on a few knobs alone."""
         defaults = default_run_config()
         lengths = {
             method.name: {key: method.set.get(key, defaults[key]) for key in SAME_TRAINING}

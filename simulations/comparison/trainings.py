@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.worker import Worker
+from client.worker import Worker, forget_workers
 from server.history import History, RoundRecord
 from shared.adapter import Adapter
 from shared.config import RunConfig, parse_run_config
@@ -138,6 +138,7 @@ class Trainer:
             view_world(self.world, folder)
             device, progress = self.cell.device, self._progress
             federate(folder, config, device=device, engine="local", progress=progress)
+            forget_workers(folder)  # nobody asks them again
             return
         history = History(folder / "headquarters")
         history.folder.mkdir(exist_ok=True)
