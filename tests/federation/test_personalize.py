@@ -9,12 +9,17 @@ import pytest
 import torch
 from small_world import Call, Stops, federation, options, quiet
 
+from client.check import check_region
 from client.evaluation import K, mean_metrics, rank
+from client.indexing import load_region_encoder, read_for_base
 from client.personal import RELEASE, Personal, adapter_path, read_personal_adapter
 from client.region import read_qrels
+from client.resident import _publication
 from client.worker import Worker, forget_workers, get_worker
+from server.releases import publish_release, write_release
 from shared.adapter import Adapter
-from shared.errors import DataError
+from shared.errors import DataError, ReleaseError
+from shared.release import ReleaseBase, ReleaseFacts
 from shared.retrieval.manifest import read_pointer
 from shared.schema import PersonalizationConfig, load_region_config, render_region_toml
 from shared.wire import Difference
@@ -128,6 +133,54 @@ def test_a_round_starts_from_what_headquarters_sends(run: Path, noisy: Adapter) 
 
 def moved(worker: Worker) -> Adapter:
     return {name: tensor + 0.05 for name, tensor in worker.encoder.adapter().items()}
+
+
+def publish(worker: Worker, adapter: Adapter) -> None:
+    """Release an adapter, as headquarters does."""
+    encoder, base = worker.encoder, worker.region.config.base
+    registry = (worker.region.folder / base.releases).resolve()
+    files = registry.parent / "files"
+    encoder.load_adapter(adapter)
+    encoder.save_release_files(files)
+    facts = ReleaseFacts(
+        base=ReleaseBase(fingerprint=base.fingerprint, ids={"text": "tiny"}),
+        dims={"shared": encoder.dim},
+        encoder_digest=encoder.digest,
+        rounds=1,
+        strategy="fedavg",
+    )
+    key = registry.parent / "signing.key"
+    number = write_release(registry, files=files, facts=facts, signing_key=key)
+    publish_release(registry, number, signing_key=key)
+
+
+def test_the_worker_of_a_deployment_answers_with_what_it_made(
+    run: Path, noisy: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = eager(run)
+    publish(worker, noisy)
+    monkeypatch.setattr(worker, "_candidates", lambda *_: {"tuned-1": moved(worker)})
+    better = {"tuned-1": Difference(500, 0.3, 0.01)}
+    monkeypatch.setattr(worker, "gains_over", lambda *_: better)
+    folder, region = worker.region.folder, worker.region
+    assert _publication(worker).step().release == 1
+    pointer = read_pointer(region.state)
+    manifest = read_for_base(region.state / "releases" / "1", 1, region.config)
+    assert pointer.encoder_digest != manifest.encoder_digest
+    loaded = load_region_encoder(
+        folder, region.config, release=1, encoder_digest=pointer.encoder_digest
+    )
+    assert loaded.digest == pointer.encoder_digest
+    (row,) = [row for row in check_region(folder, sample=4) if row.what == "release"]
+    assert row.verdict == "ok" and row.found.startswith("release 1 in use, verified")
+    path = adapter_path(region.state, 1, pointer.encoder_digest)
+    path.write_bytes(path.read_bytes()[:-1])
+    (row,) = [row for row in check_region(folder, sample=4) if row.what == "release"]
+    assert row.verdict == "fail" and "damaged" in row.found
+    with pytest.raises(ReleaseError, match="damaged"):
+        load_region_encoder(folder, region.config, release=1, encoder_digest=pointer.encoder_digest)
+    assert not _publication(worker).step().swapped  # made again, equal to the last bit
+    assert read_personal_adapter(region.state, 1, pointer.encoder_digest)
 
 
 # -- a whole simulation ----------------------------------------------------------------------------
