@@ -159,7 +159,7 @@ class PersonalizationConfig(_Strict):
     """Whether a release is adapted to this region's own clicks; what that makes never leaves it."""
 
     enabled: bool = False
-    passes: int = Field(default=4, ge=1, le=100)  # over the clicks to train on
+    passes: int = Field(default=3, ge=1, le=100)  # over the clicks to train on
     learning_rate: float = Field(default=0.002, gt=0, le=1)  # of AdamW
     gate_learning_rate: float = Field(default=0.02, gt=0, le=1)  # of Adam, the gate alone
     # How far to go from the release (0) to the adapter fine-tuned from it (1); each is a candidate.
