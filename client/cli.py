@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from client.region import Region
     from client.service.report import ServiceReport
-    from shared.encoders.encoder import Encoder
+    from client.text_queries import QueryEncoder
     from shared.retrieval.shelf import Found, Shelf
 
 app = typer.Typer(help="A region: search its catalog.")
@@ -318,17 +318,17 @@ def _yes(value: bool) -> str:
     return "yes" if value else ""
 
 
-def _open(folder: Path) -> "tuple[Region, Shelf, Encoder]":
-    from client.indexing import load_region_encoder
+def _open(folder: Path) -> "tuple[Region, Shelf, QueryEncoder]":
     from client.region import open_region
     from client.shelves import open_shelf, scratch_folder
+    from client.text_queries import load_query_encoder
     from shared.retrieval.manifest import open_current_index, read_pointer
 
     region = open_region(folder)
     while True:
         pointer = read_pointer(region.state)
         try:
-            encoder = load_region_encoder(
+            encoder = load_query_encoder(
                 folder,
                 region.config,
                 release=pointer.release,
@@ -345,7 +345,7 @@ def _open(folder: Path) -> "tuple[Region, Shelf, Encoder]":
 
 
 def _find(
-    shelf: "Shelf", encoder: "Encoder", text: str, image: Path | None, ranker: Ranker
+    shelf: "Shelf", encoder: "QueryEncoder", text: str, image: Path | None, ranker: Ranker
 ) -> "Found":
     """Words by the mix, or by one ranker; a photo, with or without words, by the encoder."""
     from shared.retrieval.shelf import Ask

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from shared.config import ONLY_A, ONLY_B
@@ -160,6 +161,35 @@ def load_adapter(path: Path) -> Adapter:
     if said is None or said != _digest(save(_plain(adapter))):
         raise FederationError(f"{path}: damaged; remove the run folder and start again")
     return adapter
+
+
+def encoder_digest(fingerprint: str, adapter: Adapter) -> str:
+    """sha256 over base fingerprint and adapter, hex; vectors of one digest may be compared.
+
+    Args:
+        fingerprint: of the base.
+        adapter: all of it in the order of `Encoder.adapter`, float32 on the CPU.
+    """
+    state = hashlib.sha256(fingerprint.encode())
+    for name, tensor in adapter.items():
+        state.update(name.encode() + b"\0" + tensor.numpy().tobytes())
+    return state.hexdigest()
+
+
+def read_release_adapter(folder: Path) -> Adapter:
+    """The adapter in the files of a verified release folder, in name order, as it lies there.
+
+    What a release keeps beside the trained factors has been concatenated to them; see
+    `shared.encoders.lora.split_release`.
+    """
+    files = {part: folder / part / "adapter_model.safetensors" for part in ("text", "image")}
+    files["fusion"] = folder / "fusion.safetensors"
+    found = {
+        f"{part}/{name}": tensor
+        for part, path in files.items()
+        for name, tensor in load_file(path).items()
+    }
+    return dict(sorted(found.items()))
 
 
 def _plain(adapter: Adapter) -> dict[str, NDArray[Any]]:

@@ -5,7 +5,6 @@ equal: it covers the base (weights and preprocessing) and the adapter.
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from shared.adapter import (
     Adapter,
     as_factors,
     as_residual,
+    encoder_digest,
     is_residual,
     require_same_form,
     schema_hash,
@@ -226,10 +226,7 @@ class Encoder:
     @property
     def digest(self) -> str:
         """Encoder digest: sha256 over base fingerprint and adapter."""
-        state = hashlib.sha256(self.base.fingerprint.encode())
-        for name, tensor in self.adapter().items():
-            state.update(name.encode() + b"\0" + tensor.numpy().tobytes())
-        return state.hexdigest()
+        return encoder_digest(self.base.fingerprint, self.adapter())
 
     # -- vectors, with gradients -----------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -63,6 +62,8 @@ def create_image_model(config: ImageConfig) -> nn.Module:
 
     Vision transformers are built for `config.size`; conv nets take any size.
     """
+    import timm  # not up there: who reads texts alone need not wait for it
+
     sized: dict[str, Any] = {"img_size": config.size} if "vit" in config.name else {}
     model: nn.Module = timm.create_model(config.name, num_classes=config.dim, **sized)
     return model

@@ -9,16 +9,18 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+if TYPE_CHECKING:  # peft takes longer to import than all else together, and `fold` needs none
+    from peft import LoraConfig, LoraModel, PeftModel
+
 _OWN, _RESIDUAL = "default", "residual"  # peft's names of the two adapters
+_PLAIN: Final = "base_model.model."  # peft's name for the model that it wraps
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
 def lora_targets(model: nn.Module, frozen: Iterable[nn.Module]) -> list[str]:
@@ -51,7 +53,7 @@ def _is_pointwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
 
-def attach_lora(model: Any, targets: list[str], *, rank: int, alpha: int) -> PeftModel:
+def attach_lora(model: Any, targets: list[str], *, rank: int, alpha: int) -> "PeftModel":
     """Freeze `model` and add LoRA factors to `targets`; a fresh adapter changes no output.
 
     Args:
@@ -63,19 +65,23 @@ def attach_lora(model: Any, targets: list[str], *, rank: int, alpha: int) -> Pef
     Returns:
         The peft model around the tower, in eval mode.
     """
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
     with warnings.catch_warnings():  # peft 0.21 asks a property that transformers 5 renames
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return get_peft_model(model, config).eval()
 
 
-def reset_lora(model: PeftModel, generator: torch.Generator) -> None:
+def reset_lora(model: "PeftModel", generator: torch.Generator) -> None:
     """Fresh factors: A uniform as in peft (Kaiming, a = sqrt 5), B zero.
 
     Args:
         model: from `attach_lora`.
         generator: CPU generator; the same state gives the same factors.
     """
+    from peft.tuners.lora import LoraLayer
+
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -85,7 +91,7 @@ def reset_lora(model: PeftModel, generator: torch.Generator) -> None:
         up.data.zero_()
 
 
-def lora_factors(model: PeftModel, adapter: str = _OWN) -> dict[str, nn.Parameter]:
+def lora_factors(model: "PeftModel", adapter: str = _OWN) -> dict[str, nn.Parameter]:
     """The factors themselves, by peft's own names.
 
     peft walks the whole model to name them, which takes as long as a small step of training: who
@@ -100,6 +106,8 @@ def lora_factors(model: PeftModel, adapter: str = _OWN) -> dict[str, nn.Paramete
         A (r, in) and B (out, r) of every adapted layer, with two more axes of 1 for a convolution;
         not copied.
     """
+    from peft.utils import get_peft_model_state_dict
+
     at = {parameter.data_ptr(): parameter for parameter in model.parameters()}
     state: dict[str, Tensor] = get_peft_model_state_dict(
         model, adapter_name=adapter, save_embedding_layers=False
@@ -107,7 +115,7 @@ def lora_factors(model: PeftModel, adapter: str = _OWN) -> dict[str, nn.Paramete
     return {name: at[tensor.data_ptr()] for name, tensor in state.items()}
 
 
-def load_residual(model: PeftModel, factors: Mapping[str, Tensor]) -> None:
+def load_residual(model: "PeftModel", factors: Mapping[str, Tensor]) -> None:
     """Add a residual to every adapted layer, or none.
 
     It is an adapter of its own beside the one that is trained, with the same scaling.
@@ -128,31 +136,35 @@ def load_residual(model: PeftModel, factors: Mapping[str, Tensor]) -> None:
         _tuner(model).set_adapter(active)
 
 
-def residual_of(model: PeftModel) -> dict[str, nn.Parameter]:
+def residual_of(model: "PeftModel") -> dict[str, nn.Parameter]:
     """Factors of the residual that takes part, as `lora_factors`; empty if none does."""
     taking_part = _RESIDUAL in _tuner(model).active_adapters
     return lora_factors(model, _RESIDUAL) if taking_part else {}
 
 
-def residual_parameters(model: PeftModel) -> list[nn.Parameter]:
+def residual_parameters(model: "PeftModel") -> list[nn.Parameter]:
     """The residual's own tensors, whether it takes part or not."""
     there = _RESIDUAL in model.peft_config
     return [*lora_factors(model, _RESIDUAL).values()] if there else []
 
 
-def _tuner(model: PeftModel) -> LoraModel:
+def _tuner(model: "PeftModel") -> "LoraModel":
+    from peft import LoraModel
+
     tuner = model.base_model
     assert isinstance(tuner, LoraModel), "attach_lora made it"
     return tuner
 
 
-def _config(model: PeftModel, adapter: str = _OWN) -> LoraConfig:
+def _config(model: "PeftModel", adapter: str = _OWN) -> "LoraConfig":
+    from peft import LoraConfig
+
     config = model.peft_config[adapter]
     assert isinstance(config, LoraConfig), "attach_lora made it"
     return config
 
 
-def _make_residual(model: PeftModel, rank: int) -> None:
+def _make_residual(model: "PeftModel", rank: int) -> None:
     """Make room for a residual of that rank."""
     if _RESIDUAL in model.peft_config:
         if _config(model, _RESIDUAL).r == rank:
@@ -165,13 +177,27 @@ def _make_residual(model: PeftModel, rank: int) -> None:
     model.eval()
 
 
-def _with_rank(config: LoraConfig, rank: int) -> LoraConfig:
+def _with_rank(config: "LoraConfig", rank: int) -> "LoraConfig":
     """The same targets and the same scaling, alpha / r, at another rank."""
     alpha: Any = config.lora_alpha * rank / config.r  # peft says int and takes any number
     return replace(config, r=rank, lora_alpha=int(alpha) if alpha == int(alpha) else alpha)
 
 
-def save_lora(model: PeftModel, folder: Path, *, base_name: str) -> None:
+def fold(model: nn.Module, factors: Mapping[str, Tensor], *, scaling: float) -> None:
+    """Add LoRA factors to the weights of a plain model in place: W + scaling B A (section 4).
+
+    Args:
+        model: the plain tower, without peft.
+        factors: A (r, in) and B (out, r) of linear layers, by peft's names.
+        scaling: alpha / rank.
+    """
+    with torch.no_grad():
+        for name in (name.removesuffix(_DOWN) for name in factors if name.endswith(_DOWN)):
+            layer: Any = model.get_submodule(name.removeprefix(_PLAIN))
+            layer.weight.add_(factors[name + _UP] @ factors[name + _DOWN], alpha=scaling)
+
+
+def save_lora(model: "PeftModel", folder: Path, *, base_name: str) -> None:
     """Write the factors in peft's own layout: adapter_config.json, adapter_model.safetensors.
 
     A residual that takes part is concatenated behind the factors into one rank; alpha grows with
@@ -198,7 +224,7 @@ def save_lora(model: PeftModel, folder: Path, *, base_name: str) -> None:
 
 
 def split_release(
-    model: PeftModel, factors: Mapping[str, Tensor]
+    model: "PeftModel", factors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The inverse of how `save_lora` concatenates, bit for bit.
 

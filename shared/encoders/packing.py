@@ -8,7 +8,7 @@ padded grid for attention alone. transformers lets a model's attention function 
 (arXiv:2210.03052, section 4).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
@@ -80,6 +80,24 @@ def enable_packing(model: PreTrainedModel) -> bool:
     AttentionMaskInterface.register(_NAME, sdpa_mask)
     model.set_attn_implementation(_NAME)
     return True
+
+
+def run_packed(blocks: Iterable[nn.Module], tokens: Tensor, grid: Grid) -> Tensor:
+    """What comes out of a chain of blocks for a packed batch.
+
+    Args:
+        blocks: consecutive blocks of a model for which `enable_packing` said yes.
+        tokens: what goes into the first of them, (T, H).
+        grid: where the tokens lie.
+
+    Returns:
+        (T, H). Nothing of the model is changed meanwhile, so several threads may do it at once.
+    """
+    hidden = tokens[None]
+    with packed(grid):
+        for block in blocks:
+            hidden = block(hidden)
+    return hidden[0]
 
 
 @contextmanager

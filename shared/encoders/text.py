@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from shared.encoders.lora import attach_lora, lora_targets
-from shared.encoders.packing import Grid, enable_packing, packed
+from shared.encoders.packing import Grid, enable_packing, run_packed
 from shared.encoders.split import SplitTower, find_blocks
 from shared.errors import BaseError
 
@@ -66,29 +66,27 @@ def load_text_model(folder: Path) -> Any:
     return model.eval()
 
 
-class TextTower:
-    """A frozen text encoder with LoRA factors in its last blocks.
+class PlainText:
+    """A text encoder without adapters: texts to unit vectors in one pass.
 
     Args:
         folder: a transformers model folder (config, model.safetensors, tokenizer files).
         config: see `TextConfig`.
         device: where it lives.
+
+    Attributes:
+        model: the plain transformers model.
     """
 
     def __init__(self, folder: Path, config: TextConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        model = load_text_model(folder)
-        if config.pooling == "mean" and getattr(model, "pooler", None) is not None:
-            model.pooler = None  # computed for nothing under mean pooling
-        self._packs = config.pooling == "mean" and not config.pad_to_max and enable_packing(model)
-        blocks = find_blocks(model)[1]
-        self.split = SplitTower(model, blocks, config.adapter_blocks)
-        frozen = [model.embeddings, *blocks[: len(blocks) - config.adapter_blocks]]
-        self.peft = attach_lora(
-            model, lora_targets(model, frozen), rank=config.rank, alpha=config.alpha
-        ).to(device)
-        self._model = model
+        self.model: Any = load_text_model(folder).to(device)
+        if config.pooling == "mean" and getattr(self.model, "pooler", None) is not None:
+            self.model.pooler = None  # computed for nothing under mean pooling
+        plain = config.pooling == "mean" and not config.pad_to_max
+        self._packs = plain and enable_packing(self.model)
+        self._blocks = find_blocks(self.model)[1]
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, (B, L) int64 each, L the longest text of the batch."""
@@ -103,12 +101,61 @@ class TextTower:
         mask = torch.ones_like(ids) if self.config.pad_to_max else batch["attention_mask"]
         return ids, mask
 
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (B, D) in one pass, nothing kept; several threads may encode at once."""
+        ids, mask = self.tokenize(texts)
+        if self._packs:
+            tokens, grid = self._embedded(ids, mask)
+            return self._mean_pooled(run_packed(self._blocks, tokens, grid), grid)
+        mask = mask.to(self.device)
+        output = self.model(input_ids=ids.to(self.device), attention_mask=mask)
+        return nn.functional.normalize(self._pool(output, mask), dim=1)
+
+    def _embedded(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Grid]:
+        """What goes into the first block, packed, (T, H); a token's place is in it already."""
+        grid = Grid(mask.sum(dim=1), self.device)
+        return grid.gather(self.model.embeddings(input_ids=ids.to(self.device))), grid
+
+    def _mean_pooled(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Unit vectors (B, D) of the last hidden states (T, H) of a packed batch."""
+        return nn.functional.normalize(_mean(grid.spread(tokens), grid.mask), dim=1)
+
+    def _pool(self, output: Any, mask: Tensor) -> Tensor:
+        if self.config.pooling == "pooler":
+            pooled: Tensor = output.pooler_output
+            return pooled
+        return _mean(output.last_hidden_state, mask)
+
+
+class TextTower(PlainText):
+    """A frozen text encoder with LoRA factors in its last blocks.
+
+    Args:
+        folder: a transformers model folder (config, model.safetensors, tokenizer files).
+        config: see `TextConfig`.
+        device: where it lives.
+    """
+
+    def __init__(self, folder: Path, config: TextConfig, device: torch.device) -> None:
+        super().__init__(folder, config, device)
+        self.split = SplitTower(self.model, self._blocks, config.adapter_blocks)
+        self._cut = len(self._blocks) - config.adapter_blocks
+        frozen = [self.model.embeddings, *self._blocks[: self._cut]]
+        targets = lora_targets(self.model, frozen)
+        self.peft = attach_lora(self.model, targets, rank=config.rank, alpha=config.alpha)
+        self.peft.to(device)
+
     @torch.no_grad()  # not inference_mode: the suffix trains on what this gives
     def prefix(self, texts: Sequence[str]) -> list[Tensor]:
         """Frozen activations at the cut, one (L_i, H) float32 CPU tensor a text, unpadded."""
         ids, mask = self.tokenize(texts)
+        if self._packs:
+            tokens, grid = self._embedded(ids, mask)
+            hidden = run_packed(self._blocks[: self._cut], tokens, grid).float().cpu()  # (T, H)
+            return [row.clone() for row in hidden.split(mask.sum(dim=1).tolist())]
         arguments = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
-        hidden = self.split.capture(lambda: self._model(**arguments)).float().cpu()  # (B, L, H)
+        hidden = self.split.capture(lambda: self.model(**arguments)).float().cpu()  # (B, L, H)
         lengths = mask.sum(dim=1).tolist()
         return [row[:length].clone() for row, length in zip(hidden, lengths, strict=True)]
 
@@ -124,31 +171,11 @@ class TextTower:
         """
         grid = Grid(lengths, tokens.device)
         if self._packs:
-            return nn.functional.normalize(_mean(self._run_packed(tokens, grid), grid.mask), dim=1)
+            return self._mean_pooled(run_packed(self._blocks[self._cut :], tokens, grid), grid)
         mask = grid.mask.long()
         with self.split.replay(grid.spread(tokens)):
-            output = self._model(input_ids=torch.zeros_like(mask), attention_mask=mask)
+            output = self.model(input_ids=torch.zeros_like(mask), attention_mask=mask)
         return nn.functional.normalize(self._pool(output, mask), dim=1)
-
-    def _run_packed(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """The last hidden states (B, L, H) of packed activations (T, H)."""
-        dummy = torch.zeros(1, 1, dtype=torch.int64, device=tokens.device)
-        with self.split.replay(tokens[None]), packed(grid):
-            return grid.spread(self._model(input_ids=dummy).last_hidden_state[0])
-
-    @torch.inference_mode()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (B, D) in one pass, nothing kept; several threads may encode at once."""
-        ids, mask = self.tokenize(texts)
-        mask = mask.to(self.device)
-        output = self._model(input_ids=ids.to(self.device), attention_mask=mask)
-        return nn.functional.normalize(self._pool(output, mask), dim=1)
-
-    def _pool(self, output: Any, mask: Tensor) -> Tensor:
-        if self.config.pooling == "pooler":
-            pooled: Tensor = output.pooler_output
-            return pooled
-        return _mean(output.last_hidden_state, mask)
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:

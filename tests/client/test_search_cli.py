@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-import client.indexing
+import client.text_queries
 from client.cli import app
 from client.indexing import build_region_index
 from client.region import open_region
@@ -58,7 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     pl.DataFrame(catalog).write_parquet(tmp_path / "catalog.parquet")
     build_region_index(open_region(tmp_path), BagOfWords(), release=4)
-    monkeypatch.setattr(client.indexing, "load_region_encoder", lambda *_, **__: BagOfWords())
+    monkeypatch.setattr(client.text_queries, "load_query_encoder", lambda *_, **__: BagOfWords())
     return tmp_path
 
 
@@ -217,7 +217,7 @@ def test_a_release_that_comes_into_use_meanwhile_answers(
             return BagOfWords()
         return newer
 
-    monkeypatch.setattr(client.indexing, "load_region_encoder", load)
+    monkeypatch.setattr(client.text_queries, "load_query_encoder", load)
     result = runner.invoke(app, ["search", "--region", str(folder), "red boots", "--json"])
     assert json.loads(result.stdout)["release"] == 5
 
