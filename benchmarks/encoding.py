@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.floor import matrix_rate, operations
 from benchmarks.report import Report
 from benchmarks.timing import Spread, in_turns
 from client.worker import Worker
@@ -40,6 +41,8 @@ def measure_encoding(
     """
     encoder, region = worker.encoder, worker.region
     encoder.reset(seed=0)  # encodes as the base does, so that both ways give the same vectors
+    rate = matrix_rate(encoder.device)
+    report.add(SECTION, "matrix rate, float32", rate / 1e9, "GFLOP/s")
     texts = [text or "" for text in region.texts[:PRODUCTS]]
     photos = [path for path in region.image_paths if path is not None][:PRODUCTS]
     plain = plain_sentence_transformer(base / "text", encoder.base.text)
@@ -52,6 +55,7 @@ def measure_encoding(
             "sentence-transformers": lambda _: plain.encode(texts, normalize_embeddings=True),
         },
         rounds=rounds,
+        rate=rate,
     )
     if photos:
         loop = PlainPhotos(base / "image", encoder.base.image, photos, processes=threads)
@@ -64,6 +68,7 @@ def measure_encoding(
                 "timm and DataLoader": loop,
             },
             rounds=rounds,
+            rate=rate,
         )
     count, products = region.catalog.height, worker.products
     _compare(
@@ -75,6 +80,7 @@ def measure_encoding(
             "from scratch": lambda _: encoder.encode_products(region.texts, region.image_paths),
         },
         rounds=rounds,
+        rate=rate,
     )
 
 
@@ -128,8 +134,10 @@ class _Photos(Dataset[torch.Tensor]):
         return (pixels.permute(2, 0, 1) / 255 - self._mean) / self._std
 
 
-def _compare(report: Report, what: str, count: int, ways: dict[str, Any], *, rounds: int) -> None:
-    """Products a second of two ways, and how many times the first is as fast."""
+def _compare(
+    report: Report, what: str, count: int, ways: dict[str, Any], *, rounds: int, rate: float
+) -> None:
+    """Products a second of two ways, how many times the first is as fast, and its floor."""
     vectors = [way(0) for way in ways.values()]
     cosine = float(np.einsum("nd,nd->n", *vectors).min())
     taken = in_turns(ways, calls=1, rounds=rounds)
@@ -139,4 +147,7 @@ def _compare(report: Report, what: str, count: int, ways: dict[str, Any], *, rou
         report.add(SECTION, f"{what}, {name}", Spread.of(rate), "1/s")
     times = Spread.of(rates[ours] / rates[theirs])
     report.add(SECTION, f"{what}, {ours} to {theirs}", times, "times", target=TARGET)
+    counted = operations(lambda: ways[ours](0))
+    floor = Spread.of(taken[ours][:, 0] * rate / counted)
+    report.add(SECTION, f"{what}, {ours}, seconds / floor of its operations", floor, "ratio")
     report.add(SECTION, f"{what}, least cosine between the two", cosine, "cosine")

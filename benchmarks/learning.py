@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from benchmarks.encoding import plain_sentence_transformer
+from benchmarks.floor import matrix_rate, operations
 from benchmarks.report import Report
 from benchmarks.timing import Spread, in_turns
 from client.objective import TrainingData
@@ -82,7 +83,11 @@ def measure_learning(report: Report, worker: Worker, base: Path, *, rounds: int)
             _ndcg(ways[name], worker),
             "nDCG",
         )
+    rate = matrix_rate(worker.encoder.device)
     for ours in list(rates)[:2]:
+        counted = operations(lambda way=ways[ours]: way(0))
+        floor = Spread.of(taken[ours][:, 0] * rate / counted)
+        report.add(SECTION, f"{ours}, seconds / floor of its operations", floor, "ratio")
         for theirs in list(rates)[2:]:
             times = Spread.of(rates[ours] / rates[theirs])
             report.add(SECTION, f"{ours} to {theirs}", times, "times", target=TARGET)

@@ -30,7 +30,8 @@ class Figure:
         section: what it belongs to, such as "dense" or "learning".
         name: what was measured.
         value: median over the rounds, or the one value there is.
-        unit: "ms", "1/s", "ratio", "times", "s", "bytes", "recall", "nDCG", "cosine" or "requests".
+        unit: "ms", "1/s", "ratio", "times", "s", "bytes", "recall", "nDCG", "cosine", "requests",
+            "GB/s", "GFLOP/s" or "TFLOP/s".
         low: lower quartile; None where there were no rounds.
         high: upper quartile.
         target: what it should be at most, or, of `_AT_LEAST`, at least; None without one.

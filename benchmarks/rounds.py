@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from benchmarks.report import Report
 from benchmarks.timing import Spread
+from benchmarks.uplink import siglip_update, update_bytes
 from client.worker import Worker, forget_workers, get_worker
 from server.history import History
 from shared.wire import record_bytes, train_reply
@@ -21,6 +22,7 @@ from simulations.engine import run_engine
 SECTION: Final = "a round"
 TARGET: Final = 1.05  # of its local training
 UPLINK_TARGET: Final = 160_000.0  # bytes a region and round, preset starter
+SIGLIP_TARGET: Final = 1_000_000.0  # the same, preset siglip2-base
 
 
 def measure_rounds(report: Report, run: Path, scratch: Path, *, rounds: int) -> None:
@@ -54,6 +56,8 @@ def measure_rounds(report: Report, run: Path, scratch: Path, *, rounds: int) -> 
         reply = train_reply(adapter, encoding=encoding, num_examples=1, loss=0.0, seconds=0.0)
         target = UPLINK_TARGET if encoding == "int8" else None
         report.add(SECTION, f"an update, {encoding}", record_bytes(reply), "bytes", target=target)
+    siglip = float(update_bytes(siglip_update(), "int8"))
+    report.add(SECTION, "an update of siglip2-base, int8", siglip, "bytes", target=SIGLIP_TARGET)
 
 
 def _time(worker: Worker, spent: dict[str, list[float]]) -> None:
