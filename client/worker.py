@@ -49,6 +49,7 @@ from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
 from shared.encoders.prefix_cache import (
     ImagePrefixes,
     TextPrefixes,
+    evict,
     image_prefixes,
     text_folder,
     text_prefixes,
@@ -208,11 +209,13 @@ class Worker:
         """Kept activations of the whole catalog."""
         texts = self.region.texts
         fingerprint, cache = self.encoder.base.fingerprint, self.region.state / "prefix_cache"
-        return ProductPrefixes(
+        products = ProductPrefixes(
             text_prefixes(cache, self.encoder.text, fingerprint, texts, self._progress("texts")),
             self._photo_prefixes(0),
             np.array([bool(text) for text in texts]),
         )
+        self._bound_cache()
+        return products
 
     @property
     def catalog_texts(self) -> Path:
@@ -223,7 +226,15 @@ class Worker:
     def query_prefixes(self, queries: list[str]) -> TextPrefixes:
         """Kept activations of a list of queries."""
         cache = self.region.state / "prefix_cache"
-        return text_prefixes(cache, self.encoder.text, self.encoder.base.fingerprint, queries)
+        kept = text_prefixes(cache, self.encoder.text, self.encoder.base.fingerprint, queries)
+        self._bound_cache()
+        return kept
+
+    def _bound_cache(self) -> None:
+        """Let go of the activations opened longest ago, where region.toml sets a bound."""
+        max_bytes = self.region.config.worker.cache_max_bytes
+        if max_bytes:
+            evict(self.region.state / "prefix_cache", max_bytes=max_bytes)
 
     @cached_property
     def training_data(self) -> TrainingData:

@@ -133,6 +133,8 @@ class WorkerConfig(_Strict):
     # Where it listens; the SuperNode's user needs this folder and nothing else of the region.
     socket: str = "run/worker.sock"
     threads: int = Field(default=0, ge=0)  # of torch; 0 leaves the choice to torch
+    # Of kept activations on disk; the least recently opened go first. 0 keeps all of them.
+    cache_max_bytes: int = Field(default=0, ge=0)
 
 
 class PublicationConfig(_Strict):

@@ -7,8 +7,10 @@ made again. Values are kept as float16: half the disk, and cosines agree to 1e-3
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -210,6 +212,33 @@ def image_prefixes(
     return ImagePrefixes(_open(folder, "data.npy"), np.array([path is not None for path in paths]))
 
 
+def evict(cache: Path, *, max_bytes: int) -> list[str]:
+    """Remove the entries that were opened longest ago, until the others fit.
+
+    Whoever has an entry open reads on in it; whoever asks for it again computes it again.
+
+    Args:
+        cache: the region's `prefix_cache` folder.
+        max_bytes: of all files together. The entry that was opened last stays, however large.
+
+    Returns:
+        Names of what was removed, newest first.
+    """
+    with locked(cache):
+        entries = [path for path in cache.iterdir() if path.is_dir()]
+        entries.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in entries]
+        removed = []
+        for entry, total in list(zip(entries, accumulate(sizes), strict=True))[1:]:
+            if total > max_bytes:
+                set_aside(entry)
+                removed.append(entry.name)
+    if removed:
+        with locked(cache):  # which removes what was set aside
+            pass
+    return removed
+
+
 def _compute_texts(
     folder: Path, tower: TextTower, texts: Sequence[str], progress: Progress | None
 ) -> None:
@@ -295,6 +324,7 @@ def _kept(folder: Path, compute: Callable[[Path], None]) -> Path:
     """The cache folder, whole and verified; computed beside and renamed if it is not."""
     with locked(folder.parent):
         if _is_whole(folder):
+            os.utime(folder)  # `evict` goes by when an entry was opened last
             return folder
         if folder.exists():
             set_aside(folder)

@@ -1,6 +1,7 @@
 """Kept activations give the vectors that fresh ones give, and nothing stale or damaged is used."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from shared.encoders.prefix_cache import (
     ImageViews,
     TextPrefixes,
     TextViews,
+    evict,
     image_folder,
     image_prefixes,
     text_folder,
@@ -316,3 +318,35 @@ def test_an_augmented_photo_is_kept_apart_from_its_original(
     assert np.array_equal(chosen.present, views[0].present)
     expected = np.stack([views[1].maps[2], views[2].maps[0]]).astype(np.float32)
     assert torch.equal(chosen.batch(np.array([2, 0])), torch.from_numpy(expected))
+
+
+# -- a bound on the disk ---------------------------------------------------------------------------
+
+
+def entry_bytes(cache: Path, name: str) -> int:
+    return sum(path.stat().st_size for path in (cache / name).iterdir())
+
+
+def test_what_was_opened_longest_ago_goes_first(tmp_path: Path, encoder: Encoder) -> None:
+    lists = [["red boots"], ["a blue shirt"], ["x"]]
+    names = [text_folder(tmp_path, encoder.text, BASE, texts).name for texts in lists]
+    for age, texts in enumerate(lists):
+        text_prefixes(tmp_path, encoder.text, BASE, texts)
+        os.utime(tmp_path / names[age], ns=(age, age))
+    text_prefixes(tmp_path, encoder.text, BASE, lists[0])  # opened again, so the newest now
+    two = entry_bytes(tmp_path, names[0]) + entry_bytes(tmp_path, names[2])
+    assert evict(tmp_path, max_bytes=two + entry_bytes(tmp_path, names[1])) == []
+    assert evict(tmp_path, max_bytes=two) == [names[1]]
+    assert folders(tmp_path) == sorted([names[0], names[2]])
+
+
+def test_the_newest_stays_and_what_is_open_can_be_read_on(tmp_path: Path, encoder: Encoder) -> None:
+    opened = text_prefixes(tmp_path, encoder.text, BASE, TEXTS)
+    before = opened.batch(np.arange(len(TEXTS)))[0]
+    os.utime(text_folder(tmp_path, encoder.text, BASE, TEXTS), ns=(1, 1))
+    text_prefixes(tmp_path, encoder.text, BASE, ["x"])
+    assert len(evict(tmp_path, max_bytes=1)) == 1
+    assert folders(tmp_path) == [text_folder(tmp_path, encoder.text, BASE, ["x"]).name]
+    assert torch.equal(opened.batch(np.arange(len(TEXTS)))[0], before)
+    again = text_prefixes(tmp_path, encoder.text, BASE, TEXTS)
+    assert torch.equal(again.batch(np.arange(len(TEXTS)))[0], before)
