@@ -303,6 +303,11 @@ def _reading(a: str, b: str, *, difference: float, p: float) -> str:
     return f"{a if difference > 0 else b} is better"
 
 
+def _share(value: float | None) -> str:
+    """A share that may be far below a percent; what was not measured is a dash."""
+    return MISSING if known(value) is None else f"{value:.2%}"
+
+
 def _rounds(rounds: Sequence[Mapping[str, Any]], num_regions: int) -> list[dict[str, Any]]:
     """Text for the table of rounds, and bar lengths in percent of the largest transfer."""
     directions = ("uplink_bytes", "downlink_bytes")
@@ -311,6 +316,7 @@ def _rounds(rounds: Sequence[Mapping[str, Any]], num_regions: int) -> list[dict[
         {
             "round": entry["round"],
             "loss": figure(entry["loss"]),
+            "bias": _share(entry.get("relative_bias")),
             "seconds": _seconds(entry["seconds"]),
             "cohort": f"{_count(entry['cohort'])} of {num_regions}",
             "rejected": _named(entry["rejected"]),

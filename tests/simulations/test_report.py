@@ -42,7 +42,7 @@ def make_result(**changed):
         "rounds": [
             {"round": 0, **NOTHING_SENT, "cohort": ["north", "south"], "rejected": []},
             {"round": 1, **sent, "cohort": ["north", "south"], "rejected": []},
-            {"round": 2, **sent, "cohort": 2, "rejected": [REJECTED]},
+            {"round": 2, **sent, "relative_bias": 0.0153, "cohort": 2, "rejected": [REJECTED]},
         ],
         "release": {"number": 1, "encoder_digest": "3f2a1c"},
         "seconds": {"data": 1.5, "local_only": 83.0},
@@ -210,9 +210,9 @@ def test_labels_of_equal_lines_do_not_cover_each_other(curves):
 
 def test_rounds_show_bytes_and_rejections():
     text = page().text
-    assert "0 \N{EN DASH} 2.0 s 0 B 0 B 2 of 2 0" in text
-    assert "1 1.250 30.0 s 500 kB 1.0 MB 2 of 2 0" in text
-    assert "2 1.250 30.0 s 500 kB 1.0 MB 2 of 2 south: NaN in lora_A" in text
+    assert "0 \N{EN DASH} \N{EN DASH} 2.0 s 0 B 0 B 2 of 2 0" in text
+    assert "1 1.250 \N{EN DASH} 30.0 s 500 kB 1.0 MB 2 of 2 0" in text
+    assert "2 1.250 1.53% 30.0 s 500 kB 1.0 MB 2 of 2 south: NaN in lora_A" in text
 
 
 def test_how_it_was_made_and_what_was_wrong():
