@@ -272,15 +272,16 @@ def _reached(
 def pairs_of(experiment: Experiment) -> list[tuple[str, str]]:
     """The differences that a reader will draw conclusions from.
 
-    Each federated or personalized method against each region alone, pooling, the base, and the
-    first federated method of the file; each hybrid against words and against what it mixes.
+    Each federated or personalized method against each region alone, pooling, the base, the first
+    federated method of the file and what it is made of; each hybrid against words and what it mixes.
     """
     first, words = experiment.first("federated"), experiment.first("bm25")
     base = experiment.first("zero_shot")
     pairs: list[tuple[str, str | None]] = []
     for method in experiment.method:
         if method.kind in HELD:
-            others = (experiment.alone_of(method), experiment.pooled_of(method), base, first)
+            named = (experiment.alone_of(method), experiment.pooled_of(method), base, first)
+            others = dict.fromkeys((*named, method.of))  # each once
             pairs += [(method.name, other) for other in others]
         elif method.kind == "hybrid":
             pairs += [(method.name, words), (method.name, method.of)]

@@ -22,9 +22,10 @@ _SHORT = {  # of the page's words; "trained" and "new" are queries, "log" and "c
 
 
 def tables_of(result: Mapping[str, Any]) -> Iterator[Table]:
-    """One table a data set, a row a method."""
+    """Two tables a data set, each with a row a method and narrow enough for 80 columns."""
     for table in result["tables"]:
-        yield _table(table)
+        yield _test_queries(table)
+        yield _four_sets(table)
 
 
 def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
@@ -43,19 +44,27 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
             yield "  trained methods were not shown the same number of examples; see report.html"
 
 
-def _table(table: Mapping[str, Any]) -> Table:
-    found = Table("nDCG@10", title=table["data"])
-    for heading in ("mean", "95 % interval", "worst", *_SHORT.values()):
-        found.add_column(heading, justify="right", no_wrap=True)
+def _test_queries(table: Mapping[str, Any]) -> Table:
+    found = _headed(table["data"], "nDCG@10 on test queries", ("mean", "95 % interval", "worst"))
     for name, row in table["methods"].items():
-        cells = [table["sets"][which]["methods"].get(name) for which in _SHORT]
         found.add_row(
-            name,
-            figure(row["mean"]),
-            interval_in_words(row["interval"]),
-            figure(row["worst"]),
-            *(figure(cell and cell["mean"]) for cell in cells),
+            name, figure(row["mean"]), interval_in_words(row["interval"]), figure(row["worst"])
         )
+    return found
+
+
+def _four_sets(table: Mapping[str, Any]) -> Table:
+    found = _headed("", "nDCG@10 by query, product", tuple(_SHORT.values()))
+    for name in table["methods"]:
+        cells = [table["sets"][which]["methods"].get(name) for which in _SHORT]
+        found.add_row(name, *(figure(cell and cell["mean"]) for cell in cells))
+    return found
+
+
+def _headed(title: str, first: str, headings: tuple[str, ...]) -> Table:
+    found = Table(first, title=title or None)
+    for heading in headings:
+        found.add_column(heading, justify="right")
     return found
 
 

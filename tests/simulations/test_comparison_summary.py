@@ -143,6 +143,23 @@ def test_every_test_is_corrected_for_all_of_them(result: dict[str, Any]) -> None
         assert test["difference"] == pytest.approx(LEVELS[test["a"]] - LEVELS[test["b"]], abs=0.005)
 
 
+def test_what_regions_adapt_is_held_against_what_it_was_made_of() -> None:
+    plain = experiment().model_dump()
+    personal = {"name": "own", "kind": "personalized", "of": "fed", "unequal": "more steps"}
+    plain["method"] = [*plain["method"], personal]
+    plain["experiment"] = {key.replace("_", "-"): v for key, v in plain["experiment"].items()}
+    asked = Experiment.model_validate(plain)
+    mine = [(a, b) for a, b in pairs_of(asked) if a == "own"]
+    assert mine == [("own", "alone"), ("own", "pool"), ("own", "base"), ("own", "fed")]
+    levels, worlds = LEVELS | {"own": 0.75}, facts(own={})
+    scores = make_scores(levels, sizes={"north": 60})
+    (table,) = summarize_experiment(asked, scores, worlds)["tables"]
+    assert table["federated"]["own"]["ratio"] == pytest.approx(0.75 / 0.8, abs=0.005)
+    assert table["federated"]["own"]["reached"] == []
+    assert {row["claims"]["own"]["verdict"] for row in table["regions"]} == {"better"}
+    assert table["equal_training"]["unequal"] == {"own": "more steps"}
+
+
 def test_a_pool_below_training_alone_leaves_no_gap_to_close() -> None:
     scores = make_scores(LEVELS | {"pool": 0.55}, sizes={"north": 60, "south": 60})
     found = summarize_experiment(experiment(), scores, facts())
@@ -220,8 +237,10 @@ def test_a_page_without_any_federated_method() -> None:
 
 
 def test_the_terminal_has_a_row_a_method_and_what_may_be_said(result: dict[str, Any]) -> None:
-    (table,) = tables_of(result)
-    assert list(table.columns[0].cells) == list(LEVELS)
+    tables = list(tables_of(result))
+    assert [list(table.columns[0].cells) for table in tables] == [list(LEVELS)] * 2
+    assert list(tables[0].columns[1].cells)[3] == "0.700"
+    assert [len(table.columns) for table in tables] == [4, 5]
     told = "\n".join(lines_of(result))
     assert "fed / pool: 0.875" in told
     assert "gap closed: 50%" in told
