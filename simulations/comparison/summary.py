@@ -273,7 +273,7 @@ def pairs_of(experiment: Experiment) -> list[tuple[str, str]]:
     """The differences that a reader will draw conclusions from.
 
     Each federated or personalized method against each region alone, pooling, the base, the first
-    federated method of the file and what it is made of; each hybrid against words and what it mixes.
+    federated method of the file and what it is made of; each hybrid against words and its encoder.
     """
     first, words = experiment.first("federated"), experiment.first("bm25")
     base = experiment.first("zero_shot")

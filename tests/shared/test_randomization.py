@@ -38,6 +38,41 @@ def test_by_hand():
     assert paired_randomization_test(np.array([3.0, 1, 0]), np.array([0.0, 0, 1]), seed=0) == 6 / 8
 
 
+def test_one_sided_by_hand():
+    a = np.array([0.5, 0.6, 0.7, 0.9])
+    better, worse = (
+        paired_randomization_test(x, y, seed=0, alternative="greater")
+        for x, y in ((a, a - 0.1), (a - 0.1, a))
+    )
+    assert (better, worse) == (1 / 16, 1.0)  # that order alone; every order
+    # +3, +1, -1: of eight sign patterns those with a sum >= 3 are +++, ++-, +-+
+    one = paired_randomization_test(
+        np.array([3.0, 1, 0]), np.array([0.0, 0, 1]), seed=0, alternative="greater"
+    )
+    assert one == 3 / 8
+
+
+@given(scores)
+def test_either_side_and_a_tie_make_up_the_whole(pairs):
+    a, b = np.array(pairs).T / 8
+    sums = {sum(a), sum(b)}
+    greater, less = (
+        paired_randomization_test(x, y, seed=0, alternative="greater") for x, y in ((a, b), (b, a))
+    )
+    both = paired_randomization_test(a, b, seed=0)
+    assert both == pytest.approx(1.0 if len(sums) == 1 else 2 * min(greater, less))
+    assert greater + less > 1  # the order seen is on both sides
+
+
+def test_one_sided_sampling_comes_near_the_exact_value():
+    a = np.array([1.0] * 14 + [0.0] * 6)
+    exact = (38760 + 15504 + 4845 + 1140 + 190 + 20 + 1) / 2**20
+    got = paired_randomization_test(
+        a, 1 - a, num_permutations=40_000, seed=3, alternative="greater"
+    )
+    assert got == pytest.approx(exact, abs=4 * np.sqrt(exact / 40_000))
+
+
 def test_rounding_makes_no_difference_out_of_a_tie():
     # 0.1 + 0.2 + 0.3 sums to two values by order of summing; all signs alike must count.
     a = np.array([0.3, 0.2, 0.1, 0.7, 0.6])
