@@ -211,7 +211,7 @@ def test_a_release_that_comes_into_use_meanwhile_answers(
     newer = BagOfWords()
     newer.digest = "f" * 64
 
-    def load(*_: object, release: int) -> BagOfWords:
+    def load(*_: object, release: int, **__: object) -> BagOfWords:
         if release == 4:
             build_region_index(open_region(folder), newer, release=5)
             return BagOfWords()
