@@ -143,8 +143,8 @@ def _compare(
     taken = in_turns(ways, calls=1, rounds=rounds)
     rates = {name: count / seconds[:, 0] for name, seconds in taken.items()}
     ours, theirs = rates
-    for name, rate in rates.items():
-        report.add(SECTION, f"{what}, {name}", Spread.of(rate), "1/s")
+    for name, each in rates.items():
+        report.add(SECTION, f"{what}, {name}", Spread.of(each), "1/s")
     times = Spread.of(rates[ours] / rates[theirs])
     report.add(SECTION, f"{what}, {ours} to {theirs}", times, "times", target=TARGET)
     counted = operations(lambda: ways[ours](0))

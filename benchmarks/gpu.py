@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,7 +101,7 @@ def measure_device(report: Report, device: torch.device, shapes: Shapes, *, batc
             items = example(batch).to(device)
             adapted = adapt(model.to(device))
             label = f"{kind} tower, {name}"
-            encode = in_dtype(lambda m=model, x=items: m(x), device, dtype)
+            encode = in_dtype(partial(model, items), device, dtype)
             _put_down(report, f"{label}, encoding", torch.no_grad()(encode), device, rate, batch)
             step = training_step(model, adapted, items, device, dtype)
             _put_down(report, f"{label}, a training step", step, device, rate, batch)
@@ -121,8 +122,8 @@ def text_tower(shapes: Shapes) -> tuple[nn.Module, Callable[[int], Tensor]]:
         bos_token_id=1,
         eos_token_id=2,
     )
-    model = SiglipTextModel(config).eval()
-    return model, lambda batch: torch.randint(3, shapes.vocabulary, (batch, shapes.tokens))
+    model: nn.Module = SiglipTextModel(config)
+    return model.eval(), lambda batch: torch.randint(3, shapes.vocabulary, (batch, shapes.tokens))
 
 
 def image_tower(shapes: Shapes) -> tuple[nn.Module, Callable[[int], Tensor]]:

@@ -19,6 +19,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,8 +76,8 @@ def measure_learning(report: Report, worker: Worker, base: Path, *, rounds: int)
     }
     taken = in_turns(ways, calls=1, rounds=rounds)
     rates = {name: len(products) / seconds[:, 0] for name, seconds in taken.items()}
-    for name, rate in rates.items():
-        report.add(SECTION, f"{name}, examples", Spread.of(rate), "1/s")
+    for name, each in rates.items():
+        report.add(SECTION, f"{name}, examples", Spread.of(each), "1/s")
         report.add(
             SECTION,
             f"{name}, nDCG@{K} after {rounds + 1} passes",
@@ -85,7 +86,7 @@ def measure_learning(report: Report, worker: Worker, base: Path, *, rounds: int)
         )
     rate = matrix_rate(worker.encoder.device)
     for ours in list(rates)[:2]:
-        counted = operations(lambda way=ways[ours]: way(0))
+        counted = operations(partial(ways[ours], 0))
         floor = Spread.of(taken[ours][:, 0] * rate / counted)
         report.add(SECTION, f"{ours}, seconds / floor of its operations", floor, "ratio")
         for theirs in list(rates)[2:]:

@@ -153,7 +153,7 @@ class TextTower(PlainText):
         if self._packs:
             tokens, grid = self._embedded(ids, mask)
             hidden = run_packed(self._blocks[: self._cut], tokens, grid).float().cpu()  # (T, H)
-            return [row.clone() for row in hidden.split(mask.sum(dim=1).tolist())]
+            return [row.clone() for row in torch.split(hidden, mask.sum(dim=1).tolist())]
         arguments = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
         hidden = self.split.capture(lambda: self.model(**arguments)).float().cpu()  # (B, L, H)
         lengths = mask.sum(dim=1).tolist()
