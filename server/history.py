@@ -128,9 +128,12 @@ class History:
         return path
 
     def memory(self, server_round: int) -> Adapter:
-        """What headquarters remembers of a round besides its adapter; empty for plain FedAvg."""
-        path = self._memory_path(server_round)
-        return load_adapter(path) if path.is_file() else {}
+        """What headquarters remembers of a round besides its adapter; nothing of round 0.
+
+        Raises:
+            FederationError: it is missing or damaged.
+        """
+        return load_adapter(self._memory_path(server_round)) if server_round > 0 else {}
 
     def keep_memory(self, server_round: int, memory: Adapter) -> None:
         """Write what is remembered of a round, and remove all but the round's before it."""

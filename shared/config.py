@@ -154,6 +154,11 @@ class FederationConfig:
         told |= {"learning_rate": rate, "trained_factors": self.factors_of(server_round)}
         return TrainConfig(**told)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether headquarters needs more of the last round than its adapter."""
+        return self.strategy in SERVER_OPTIMIZERS or self.control_variates
+
     def factors_of(self, server_round: int) -> str:
         """Which factors regions train in a round (1-based).
 

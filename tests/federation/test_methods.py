@@ -11,6 +11,7 @@ from small_world import options, quiet, run_config
 from client.worker import forget_workers, get_worker
 from server.history import History, RoundRecord
 from shared.adapter import Adapter, load_adapter, norm, subtract
+from shared.errors import FederationError
 from simulations.engine import run_engine
 from simulations.run import simulate
 
@@ -70,6 +71,15 @@ def test_a_method_is_named_and_after_an_interruption_ends_bit_equal(
         assert moved(whole, number)
         assert whole.rounds()[number].method == name
         assert whole.rounds()[number].rejected == []
+
+
+def test_a_server_optimizer_without_its_memory_does_not_begin_anew(new_run: NewRun) -> None:
+    run = new_run("run")
+    federate(run, strategy="FedAvgM")
+    (path,) = (run / "headquarters" / "memory").glob("0003.*")
+    path.unlink()
+    with pytest.raises(FederationError, match=r"memory/0003\.safetensors: not found"):
+        federate(run, strategy="FedAvgM", num_rounds=4)
 
 
 def test_factors_have_a_bias_and_exact_a_smaller_one(new_run: NewRun) -> None:
