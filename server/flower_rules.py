@@ -30,6 +30,7 @@ from flwr.serverapp.strategy import (
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared import wire
 from shared.adapter import Adapter
 from shared.config import FederationConfig
 from shared.errors import FederationError
@@ -166,9 +167,10 @@ def _aggregated(strategy: FedAvg, server_round: int, messages: list[Message]) ->
 
 def _message(arrays: Arrays, num_examples: int, loss: float) -> Message:
     """A reply as Flower's classes read it; it goes nowhere."""
-    metrics = MetricRecord({"num-examples": num_examples, _LOSS: loss})
+    metrics = MetricRecord({wire.NUM_EXAMPLES: num_examples, _LOSS: loss})
     metadata = Metadata(0, "", 0, 0, "", "", created_at=0.0, ttl=1.0, message_type="train")
-    return make_message(metadata, RecordDict({"arrays": _record(arrays), "metrics": metrics}))
+    content = RecordDict({wire.ARRAYS: _record(arrays), wire.METRICS: metrics})
+    return make_message(metadata, content)
 
 
 def _record(arrays: Arrays) -> ArrayRecord:

@@ -106,7 +106,7 @@ def _bar(name: str, kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
         "interval": interval_in_words(row["interval"]),
         "worst": figure(row["worst"]),
         "seeds": seeds,
-        "metrics": [figure(value) for value in row["metrics"].values()],
+        "other_metrics": [figure(value) for value in row["other_metrics"].values()],
     }
 
 

@@ -82,7 +82,7 @@ def _summarize_data(
                 "interval": list(interval(draws[:, at[name]])),
                 "by_seed": _by_seed(scores, name),
                 "worst": _worst(experiment, regions, name),
-                "metrics": _other_metrics(scores, name),
+                "other_metrics": _other_metrics(scores, name),
             }
             for name in names
         },

@@ -131,6 +131,7 @@ def _assert_table(rows: dict[str, dict[str, float]]) -> None:
 
 def test_every_round_is_told(result: dict[str, Any]) -> None:
     keys = {"round", "loss", "seconds", "uplink_bytes", "downlink_bytes", "cohort", "rejected"}
+    keys |= {"method", "bias", "relative_bias"}
     assert [row["round"] for row in result["rounds"]] == [1, 2]
     for row in result["rounds"]:
         assert row.keys() == keys

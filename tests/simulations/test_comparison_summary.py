@@ -75,7 +75,7 @@ def test_means_ratio_and_gap(result: dict[str, Any]) -> None:
         assert row["mean"] == pytest.approx(level, abs=0.002)
         assert row["interval"][0] < row["mean"] < row["interval"][1]
         assert row["by_seed"].keys() == {"7", "8"}
-        assert row["metrics"]["recall@10"] == pytest.approx(row["mean"] / 2)
+        assert row["other_metrics"]["recall@10"] == pytest.approx(row["mean"] / 2)
     held = table["federated"]["fed"]
     assert (held["pooled"], held["alone"]) == ("pool", "alone")
     assert held["ratio"] == pytest.approx(0.7 / 0.8, abs=0.005)
