@@ -34,7 +34,7 @@ from shared.schema import RegionConfig, WorkerConfig, load_region_config
 from simulations.engine import run_engine
 from simulations.regions import write_region_toml
 
-DEADLINE_S = 300.0
+DEADLINE_S = 600.0  # ends what hangs, on a machine that may be busy with other work
 POLL_S = 0.02
 SEED = 7
 # Whatever these few gate clicks say, the gate accepts; and training takes a while, so that it can

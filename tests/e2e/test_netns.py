@@ -23,7 +23,7 @@ from deployment import (
     wait_until_busy,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 NAMES = ["north", "south"]  # regions; headquarters is ""
 NETWORK = "10.213.77"
