@@ -122,11 +122,10 @@ def image_text_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature
     Returns:
         Mean loss in nats, shape (); 0 where fewer than two rows have both.
     """
-    rows = present.nonzero().flatten()
-    if len(rows) < 2:
+    logits = _pair_logits(image, text, present, temperature)  # (P, P)
+    if len(logits) < 2:
         return image.new_zeros(())
-    logits = image[rows] @ text[rows].T / temperature  # (P, P)
-    target = torch.arange(len(rows), device=logits.device)
+    target = torch.arange(len(logits), device=logits.device)
     forward = nn.functional.cross_entropy(logits, target)
     backward = nn.functional.cross_entropy(logits.T, target)
     return (forward + backward) / 2
@@ -149,15 +148,20 @@ def match_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature: Ten
     Returns:
         Mean loss in nats, shape (); 0 where fewer than two rows have both.
     """
-    rows = present.nonzero().flatten()
-    if len(rows) < 2:
+    logits = _pair_logits(image, text, present, temperature)  # (P, P)
+    if len(logits) < 2:
         return image.new_zeros(())
-    logits = image[rows] @ text[rows].T / temperature  # (P, P)
-    same = torch.eye(len(rows), device=logits.device)
+    same = torch.eye(len(logits), device=logits.device)
     weight = same / same.sum() / 2 + (1 - same) / (1 - same).sum() / 2  # sums to 1
     return nn.functional.binary_cross_entropy_with_logits(
         logits - _intercept(logits.detach(), same, weight), same, weight=weight, reduction="sum"
     )
+
+
+def _pair_logits(image: Tensor, text: Tensor, present: Tensor, temperature: Tensor) -> Tensor:
+    """Cosines over temperature of every photo and every text, of rows that have both, (P, P)."""
+    rows = present.nonzero().flatten()
+    return image[rows] @ text[rows].T / temperature
 
 
 def _intercept(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
