@@ -322,7 +322,8 @@ def _splits(facts: _Facts) -> Finding:
     )
     needed = region.config.publication.min_queries
     if len(examples.weight) == 0:
-        return Finding("fail", f"{found}: nothing to train on", "wait until shoppers have clicked")
+        advice = "it takes releases, and part in rounds once shoppers have clicked"
+        return Finding("warn", f"{found}: nothing to train on", advice)
     if not validation.queries:
         return Finding("warn", found, "nothing measures a round here; raise splits.validation")
     if len(gate.queries) < needed:

@@ -2,9 +2,11 @@
 
 This is the one gate between a retailer's export and the rest of the house. Whatever comes through
 has the columns and types of `shared.schema`; whatever does not is named with file, row and reason,
-and nothing is dropped silently. Three rules cover every case:
+and nothing is dropped silently. Four rules cover every case:
 
 - a file that cannot be used at all (missing, empty, a required column absent) is a `DataError`;
+- a click log without a row is sound, and so is a service's own store that is not there yet: a
+  region's first day. Such a region takes releases, and part in rounds once shoppers have clicked;
 - a row without a sound required cell, or that contradicts another one, is left out and reported;
 - an unsound optional cell (a price that is no number, a photo that cannot be read) is emptied and
   reported; the row stays.
@@ -156,9 +158,12 @@ def read_clicks(region: Region) -> pl.DataFrame:
         `query_image`; `carted` and `purchased` are false where unknown.
 
     Raises:
-        DataError: the log is missing, empty, lacks a column or has too many bad rows.
+        DataError: the log is missing, no table, lacks a column or has too many bad rows.
     """
-    table = _Table(region.folder / region.config.data.clicks, region.config.data.max_bad_rows)
+    data = region.config.data
+    table = _Table(region.folder / data.clicks, data.max_bad_rows, may_be_empty=True)
+    if table.path == region.state / EVENTS_FILE and not table.path.exists():
+        return pl.DataFrame(schema=CLICK_COLUMNS)
     rows = table.read(CLICK_COLUMNS, CLICK_REQUIRED)
     by_photo = pl.col("query_image").is_not_null() & pl.col("query").is_null()
     rows = rows.with_columns(query=pl.when(by_photo).then(pl.lit("")).otherwise("query"))
@@ -231,9 +236,12 @@ def product_texts(catalog: pl.DataFrame, fields: Iterable[str]) -> list[str]:
 class _Table:
     """One file on its way to a checked table, with the reports it gives rise to."""
 
-    def __init__(self, path: Path, max_bad_rows: int, *, unit: str = "row") -> None:
+    def __init__(
+        self, path: Path, max_bad_rows: int, *, unit: str = "row", may_be_empty: bool = False
+    ) -> None:
         self.path = path
         self.unit = unit
+        self.may_be_empty = may_be_empty
         self.max_bad_rows = max_bad_rows
         self.num_reports = 0
         self._reports: list[tuple[int, str]] = []  # at most max_bad_rows + 1 a check
@@ -279,13 +287,13 @@ class _Table:
         self._reports += [(row, reason) for row in wrong[ROW].head(self.max_bad_rows + 1)]
 
     def finish(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The table without its row numbers; too many reports or no rows left is an error."""
+        """The table without its row numbers; too many reports or no sound row is an error."""
         if self.num_reports > self.max_bad_rows:
             raise DataError(
                 f"{self.path}: {self.num_reports} bad rows, {self.max_bad_rows} allowed; first: "
                 f"{self._lines()[0]}; correct them or raise data.max_bad_rows in region.toml"
             )
-        if rows.height == 0:
+        if rows.height == 0 and self.num_reports:
             raise DataError(f"{self.path}: no sound row; first: {self._lines()[0]}; correct it")
         return rows.drop(ROW)
 
@@ -338,9 +346,10 @@ class _Table:
 
     def _check_form(self, raw: pl.DataFrame, required: Iterable[str]) -> None:
         missing = [name for name in required if name not in raw.columns]
-        if raw.height == 0 and self.num_reports == 0:
+        empty = raw.height == 0 and self.num_reports == 0
+        if empty and not self.may_be_empty:
             raise DataError(f"{self.path}: no rows; a region needs at least one")
-        if missing:
+        if missing and not (empty and raw.columns == [ROW]):  # JSON Lines without a line
             found = _named([name for name in raw.columns if name != ROW])
             raise DataError(
                 f"{self.path}: no column {', '.join(missing)} among: {found}; add or rename it"

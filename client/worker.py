@@ -294,7 +294,7 @@ class Worker:
             base_fingerprint=self.encoder.base.fingerprint,
             schema_hash=self.encoder.schema,
             num_products=self.region.catalog.height,
-            num_examples=len(self.examples.weight),
+            num_examples=len(self._splits[0].weight),
             num_validation_queries=len(self.validation.queries),
             code_version=_code_version(),
             device=str(self.encoder.device.type),

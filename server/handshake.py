@@ -69,6 +69,7 @@ def handshake(grid: Grid, config: FederationConfig, fingerprint: str, schema: st
             description = _description(reply)
             _require_same(description, fingerprint, schema)
             _require_own_name(description.region, nodes.get(node, ""), taken)
+            _require_examples(description)
             descriptions[node] = description
             taken.add(description.region)
         except WireError as error:
@@ -159,6 +160,14 @@ def _require_own_name(region: str, admitted: str, taken: Container[str]) -> None
         raise WireError(f'its key was admitted as "{admitted}", it calls itself "{region}"')
     if region in taken:
         raise WireError(f'region "{region}": another node has this name')
+
+
+def _require_examples(description: wire.Description) -> None:
+    if description.num_examples == 0:  # a region's first day
+        raise WireError(
+            f'region "{description.region}": no clicks to train on yet; it takes releases, and part'
+            " in rounds once shoppers have clicked"
+        )
 
 
 def _require_same(description: wire.Description, fingerprint: str, schema: str) -> None:

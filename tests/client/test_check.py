@@ -289,12 +289,20 @@ def test_judgments_are_asked_for_only_where_they_are_named(north: Path) -> None:
     assert "judgments" not in rows_of(north)
 
 
+def test_a_region_on_its_first_day_is_sound(north: Path) -> None:
+    edit(north / "clicks.parquet", lambda table: table.clear())
+    rows = rows_of(north)
+    assert (verdicts(rows, "fail"), verdicts(rows, "warn")) == ([], ["splits"])
+    assert rows["clicks"].found.startswith("0 requests, 0 impressions, 0 clicks")
+
+
 def test_a_log_without_clicks_has_nothing_to_train_on(north: Path) -> None:
     edit(north / "clicks.parquet", lambda table: table.with_columns(clicked=pl.lit(False)))
     edit(north / "clicks.parquet", lambda t: t.with_columns(carted=False, purchased=False))
     rows = rows_of(north)
-    assert verdicts(rows, "fail") == ["splits"]
+    assert (verdicts(rows, "fail"), verdicts(rows, "warn")) == ([], ["splits"])
     assert "0 training examples" in rows["splits"].found
+    assert rows["splits"].advice.startswith("it takes releases, and part in rounds once")
     assert "for training a round: no examples" in rows["time"].found
 
 

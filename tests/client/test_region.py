@@ -325,6 +325,34 @@ def test_a_query_by_photo_needs_no_words(make):
     assert region.problems == []
 
 
+EMPTY = pl.DataFrame([CLICK]).clear()
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
+def test_on_its_first_day_a_region_has_no_clicks(make, form):
+    folder = make(form=form)
+    write(folder / f"clicks.{form}", [] if form == "jsonl" else EMPTY)
+    region = open_region(folder)
+    clicks = read_clicks(region)
+    assert clicks.schema == pl.Schema(CLICK_COLUMNS)
+    assert (clicks.height, region.problems) == (0, [])
+
+
+def test_nor_has_a_service_that_has_answered_nobody(make):
+    region = open_region(make(clicks="state/events.sqlite"))
+    assert read_clicks(region).equals(pl.DataFrame(schema=CLICK_COLUMNS))
+    other = open_region(make(clicks="elsewhere.sqlite"))
+    with pytest.raises(DataError, match=r"elsewhere.sqlite: not found"):
+        read_clicks(other)
+
+
+def test_a_log_without_a_row_still_needs_its_columns(make):
+    folder = make()
+    EMPTY.drop("clicked").write_parquet(folder / "clicks.parquet")
+    with pytest.raises(DataError, match=r"clicks.parquet: no column clicked among"):
+        read_clicks(open_region(folder))
+
+
 def test_too_many_bad_clicks_are_refused(make):
     region = open_region(make(clicks=[CLICK | {"product_id": "p9"}] * 3, max_bad_rows=2))
     with pytest.raises(DataError, match=r"clicks.parquet: 3 bad rows, 2 allowed; first: row 1"):
@@ -479,17 +507,9 @@ def test_impressions_of_former_products_are_no_bad_rows(make):
     ]
 
 
-@pytest.mark.parametrize(
-    ("names", "match"),
-    [
-        ([], r"events.sqlite: not found; let the region serve first .*data.clicks in region.toml"),
-        (["former"], r"all 1 impressions are of products that the catalog no longer has; serve"),
-    ],
-)
-def test_a_store_without_usable_clicks_says_what_to_do(make, names, match):
-    folder = make(clicks="state/events.sqlite")
-    if names:
-        shown(folder, *names)
+def test_a_store_without_usable_clicks_says_what_to_do(make):
+    folder = shown(make(clicks="state/events.sqlite"), "former")
+    match = r"all 1 impressions are of products that the catalog no longer has; serve"
     with pytest.raises(DataError, match=match):
         read_clicks(open_region(folder))
 

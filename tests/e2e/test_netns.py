@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 NAMES = ["north", "south"]  # regions; headquarters is ""
 NETWORK = "10.213.77"
-ROUND_S, DESCRIBE_S = 30, 15
+ROUND_S, DESCRIBE_S = 80, 45
 
 
 def ip(*words: str) -> None:

@@ -1,6 +1,7 @@
 """Personalization over real workers with the tiny encoder, and through a whole simulation."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +106,24 @@ def test_with_too_few_queries_nothing_is_trained(
     assert not adapter_path(worker.region.state, 1, made.encoder_digest).exists()
 
 
-def test_a_region_without_clicks_takes_the_release_as_it_is(run: Path, noisy: Adapter) -> None:
-    path = run / "regions" / "north" / "clicks.parquet"
+def unclicked(log: pl.DataFrame) -> pl.DataFrame:
     none = pl.lit(False)
-    rows = pl.read_parquet(path).with_columns(clicked=none, carted=none, purchased=none)
-    rows.write_parquet(path)
+    return log.with_columns(clicked=none, carted=none, purchased=none)
+
+
+@pytest.mark.parametrize("spoil", [unclicked, pl.DataFrame.clear])
+def test_a_region_without_clicks_takes_the_release_as_it_is(
+    spoil: Callable[[pl.DataFrame], pl.DataFrame], run: Path, noisy: Adapter
+) -> None:
+    path = run / "regions" / "north" / "clicks.parquet"
+    spoil(pl.read_parquet(path)).write_parquet(path)
     worker = eager(run)
     assert personalized(worker, noisy).choice == RELEASE
     vectors = worker.encoder.product_matrix(worker.products)
     assert worker.tune(vectors).num_queries == 0  # it can be indexed all the same
+    assert worker.describe().num_examples == 0  # headquarters leaves it out of the round
     with pytest.raises(DataError, match='region "north": no clicks to train on'):
-        worker.describe()
+        worker.train(noisy, federation("run").train_config(1), 1)
 
 
 def test_a_round_starts_from_what_headquarters_sends(run: Path, noisy: Adapter) -> None:

@@ -56,6 +56,10 @@ BAD: dict[str, tuple[SmallRegion, str]] = {
         f'region "south": protocol {wire.PROTOCOL_VERSION + 1}, headquarters speaks'
         f" {wire.PROTOCOL_VERSION}",
     ),
+    "nothing to train on": (
+        simulated("south", num_examples=0),
+        'region "south": no clicks to train on yet; it takes releases, and part in rounds once',
+    ),
     "the same name": (simulated("east"), 'region "east": another node has this name'),
     "a name that is none": (simulated("red boots"), "node 4 refused: the name it gives is"),
     "an exception": (spoilt(fails), "node 4 refused: it failed to describe itself: ValueError"),
