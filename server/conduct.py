@@ -37,6 +37,7 @@ from shared.release import CurrentRelease, read_release
 from shared.supervise import program_beside_python
 
 POLL_S = 1.0
+ASK_S = 5.0  # asking Flower how a run is doing takes its command two seconds of a processor
 OUTAGE_S = 60.0  # a SuperLink that was killed is up again within seconds, and its runs go on
 
 
@@ -123,15 +124,13 @@ def follow(
     run_id = _run_of(training, control) or _start(hq, control, training)
     on_line(f"training {training.number}: Flower run {run_id}")
     told = 0
-    while True:
-        status = _status(control, run_id)
+    for status in _watch(control, training, run_id):
         records = training.history.rounds()
         for line in _lines(records[told:]):
             on_line(line)
         told = len(records)
         if status.finished:
             break
-        time.sleep(POLL_S)
     if not training.complete:
         ending = f"{status.sub_status} {status.details}".rstrip()
         again = "matrix" if training.is_matrix else "train --resume"
@@ -221,6 +220,17 @@ def _written(hq: Headquarters, training: Training, digest: str) -> int | None:
         if (manifest.quality.get("training"), manifest.encoder_digest) == (training.number, digest):
             return number
     return None
+
+
+def _watch(control: Control, training: Training, run_id: int) -> Iterator[RunStatus]:
+    """How a run is doing, every `POLL_S`; asked anew every `ASK_S`, or once its files are there."""
+    while True:
+        status, ask_again = _status(control, run_id), time.monotonic() + ASK_S
+        yield status
+        while time.monotonic() < ask_again and not training.complete:
+            time.sleep(POLL_S)
+            yield status
+        time.sleep(POLL_S)
 
 
 def _status(control: Control, run_id: int) -> RunStatus:

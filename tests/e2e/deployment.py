@@ -36,6 +36,7 @@ from simulations.regions import write_region_toml
 
 DEADLINE_S = 600.0  # ends what hangs, on a machine that may be busy with other work
 POLL_S = 0.02
+ASK_S = 2.0  # between commands, each of which takes seconds of a processor
 SEED = 7
 # Whatever these few gate clicks say, the gate accepts; and training takes a while, so that it can
 # be hit in the middle.
@@ -43,12 +44,18 @@ KNOBS: dict[str, float] = {"gate_min_queries": 2, "gate_tolerance": 5.0, "local_
 _BROUGHT = ("catalog.parquet", "clicks.parquet", "images")  # all that a region brings
 
 
-def wait_until(what: str, holds: Callable[[], Any], *, deadline_s: float = DEADLINE_S) -> Any:
+def wait_until(
+    what: str,
+    holds: Callable[[], Any],
+    *,
+    deadline_s: float = DEADLINE_S,
+    poll_s: float = POLL_S,
+) -> Any:
     """Ask again and again until the answer is true, and return it."""
     give_up = time.monotonic() + deadline_s
     while not (value := holds()):
         assert time.monotonic() < give_up, f"not within {deadline_s:g} s: {what}"
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     return value
 
 
@@ -318,7 +325,7 @@ class Deployment:
             rows = self.server_json("status")["regions"]
             return {row["region"] for row in rows if row["online"]} == set(names)
 
-        wait_until(f"{names} are online", online)
+        wait_until(f"{names} are online", online, poll_s=ASK_S)
 
     # -- trainings ---------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ TRAINED = ["training.started", *["round.completed"] * 3, "gate.decided"]  # of t
 @pytest.fixture
 def small(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> SmallFederation:
     monkeypatch.setattr(conduct, "POLL_S", 0)
+    monkeypatch.setattr(conduct, "ASK_S", 0)
     return SmallFederation(tmp_path / "hq", tiny_base)
 
 
@@ -106,6 +108,20 @@ def test_a_run_is_told_where_to_work_and_what_was_asked_for(small: SmallFederati
             "run-dir": str(training.folder.resolve()),
         }
     ]
+
+
+def test_flower_is_asked_seldom_and_again_once_the_files_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conduct, "POLL_S", 0)
+    asked: list[int] = []
+    control = SimpleNamespace(run_status=lambda run_id: asked.append(run_id) or len(asked))
+    training = SimpleNamespace(complete=False)
+    watch = conduct._watch(control, training, 5)  # type: ignore[arg-type]
+    assert [next(watch) for _ in range(20)] == [1] * 20
+    training.complete = True
+    assert [next(watch) for _ in range(2)] == [2, 3]
+    assert asked == [5, 5, 5]
 
 
 def test_every_round_is_told_once_with_who_was_rejected(small: SmallFederation) -> None:

@@ -20,6 +20,7 @@ AT_ONCE = timedelta(microseconds=1)
 @pytest.fixture
 def small(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> SmallFederation:
     monkeypatch.setattr(conduct, "POLL_S", 0)
+    monkeypatch.setattr(conduct, "ASK_S", 0)
     return SmallFederation(tmp_path / "hq", tiny_base)
 
 

@@ -36,6 +36,7 @@ def server_call(call: Call) -> Call:
 def small(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> SmallFederation:
     made = SmallFederation(tmp_path / "hq", tiny_base)
     monkeypatch.setattr(conduct, "POLL_S", 0)
+    monkeypatch.setattr(conduct, "ASK_S", 0)
     monkeypatch.setattr(server.cli, "_control", lambda hq: made.control)
     return made
 
