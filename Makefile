@@ -41,7 +41,7 @@ bench-gpu: $(VENV)/installed
 bench-search: $(VENV)/installed
 	$(BIN)/python -m benchmarks.search
 
-# make test-slow FASHION=DIR ICECAT=DIR: real data, half an hour
+# make test-slow FASHION=DIR ICECAT=DIR: real data, half an hour; and the deployment demonstration
 test-slow: $(VENV)/installed
 	FEDSHELF_FASHION=$(FASHION) FEDSHELF_ICECAT=$(ICECAT) $(BIN)/pytest -q -m slow
 

@@ -1,4 +1,7 @@
-"""The deployment demonstration, as `make deploy-demo` runs it, on the smallest base."""
+"""The deployment demonstration, as `make deploy-demo` runs it, on the smallest base.
+
+Eleven minutes where CI ran it, and its journey is that of `test_deployment.py`: `make test-slow` runs it.
+"""
 
 import re
 import subprocess
@@ -8,7 +11,7 @@ from pathlib import Path
 import pytest
 from deployment import open_folder, processes_of, require_nginx
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALL = ("--preset", "tiny", "--rounds", "1", "--regions", "2")
 # Whatever so few gate clicks say, the gate accepts.
