@@ -27,6 +27,8 @@ from shared.durable import canonical_json, replace_file
 from shared.errors import FederationError
 
 Refused = Sequence[Mapping[str, str]]  # region and reason
+# Less of a difference in mean validation nDCG@10 is noise: the clicks that choose are few.
+NOISE = 0.005
 
 
 @dataclass
@@ -150,11 +152,16 @@ class History:
         replace_file(self.folder / "history.json", text.encode())
 
     def best_round(self, metric: str = "ndcg@10") -> int:
-        """The round with the best mean validation metric; the earliest of equals."""
+        """The latest round whose mean validation metric is within `NOISE` of the highest.
+
+        The learning rate falls from round to round, so a later round is the better one unless the
+        clicks clearly say otherwise.
+        """
         rounds = self.rounds()
         if not rounds:
             raise FederationError(f"{self.folder}: no round is complete; run the federation first")
-        return max(rounds, key=lambda record: (record.mean(metric), -record.round)).round
+        highest = max(record.mean(metric) for record in rounds)
+        return max(one.round for one in rounds if one.mean(metric) >= highest - NOISE)
 
     def note_regions(self, said: Mapping[str, Mapping[str, Any]], refused: Refused) -> None:
         """Keep what regions say of themselves, and who was refused and why, with the time."""

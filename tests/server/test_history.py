@@ -97,9 +97,19 @@ def test_an_adapter_that_is_not_there_is_one_line(history: History) -> None:
 
 @pytest.mark.parametrize(
     ("values", "best"),
-    [((0.3, 0.1), 0), ((0.1, 0.3, 0.2), 1), ((0.1, 0.3, 0.3), 1), ((0.2, 0.2), 0), ((0.1, 0.2), 1)],
+    [
+        ((0.3, 0.1), 0),
+        ((0.1, 0.3, 0.2), 1),
+        ((0.1, 0.3, 0.3), 2),
+        ((0.2, 0.2), 1),
+        ((0.1, 0.2), 1),
+        ((0.1, 0.3, 0.296, 0.29), 2),
+        ((0.1, 0.3, 0.29, 0.297), 3),
+        ((0.3, 0.294), 0),
+        ((0.0, 0.0), 1),  # nobody has validation clicks
+    ],
 )
-def test_the_best_round_is_the_earliest_of_equals(
+def test_the_best_round_is_the_latest_that_the_clicks_cannot_tell_from_the_highest(
     history: History, values: tuple[float, ...], best: int
 ) -> None:
     keep(history, *values)
