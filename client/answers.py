@@ -44,6 +44,7 @@ def _train(worker: Worker, content: RecordDict) -> RecordDict:
         purpose=asked.purpose,
         control=asked.control,
         counted=asked.counted,
+        federation=asked.statistics,
     )
     return wire.train_reply(
         trained.update,
@@ -52,6 +53,7 @@ def _train(worker: Worker, content: RecordDict) -> RecordDict:
         loss=trained.loss,
         seconds=trained.seconds,
         control_change=trained.control_change,
+        statistics=trained.statistics,
     )
 
 

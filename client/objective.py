@@ -18,6 +18,7 @@ from client.clicks import Examples
 from client.recent import RecentProducts
 from client.views import Views
 from shared.config import TrainConfig
+from shared.decorrelation import Statistics, anchored, decorrelation_loss, statistics_of
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import ImagePrefixes, ImageViews, TextPrefixes, TextViews
 from shared.losses import (
@@ -98,6 +99,8 @@ class Objective:
         config: weights of the terms, and which negatives there are.
         parameters: what is trained, and nothing else gets a gradient; by default the factors that
             the config names, and the scalars.
+        federation: encoding statistics of all regions; None before there are any, and then those
+            of a step's examples are all that the decorrelation term knows.
     """
 
     def __init__(
@@ -106,8 +109,10 @@ class Objective:
         data: TrainingData,
         config: TrainConfig,
         parameters: list[nn.Parameter] | None = None,
+        federation: Statistics | None = None,
     ) -> None:
         self._encoder, self._data, self._config = encoder, data, config
+        self._federation = federation.to(encoder.device).to(torch.float32) if federation else None
         self._recent = RecentProducts(config.queue_size, encoder.dim, encoder.device)
         self._log_q = _log_q(data.examples, config) if config.logq_correction else None
         self._trained = parameters or encoder.trainable(config.trained_factors)
@@ -211,7 +216,22 @@ class Objective:
         if config.match_weight > 0:
             match = match_loss(image, text, present, temperature=temperature)
             loss = loss + config.match_weight * match
+        if config.decorrelation_weight > 0:
+            loss = loss + config.decorrelation_weight * self._decorrelation(query, product, batch)
         return loss, product
+
+    def _decorrelation(self, query: Tensor, product: Tensor, batch: Batch) -> Tensor:
+        """DCCO's loss a dimension, (), so that its weight means the same in every base."""
+        device = query.device
+        statistics = statistics_of(
+            query[batch.query_index.to(device)],  # (E, D)
+            product[batch.product_index.to(device)],
+            batch.weight.to(device),
+        )
+        if self._federation is not None:
+            statistics = anchored(statistics, self._federation)
+        lost = decorrelation_loss(statistics, self._config.decorrelation_off_diagonal)
+        return lost / self._encoder.dim
 
     def clicks(self, query: Tensor, product: Tensor, batch: Batch, temperature: Tensor) -> Tensor:
         """The click term, against the products of the batch and of recent steps."""

@@ -62,6 +62,7 @@ def make_candidates(
         learning_rate=settings.learning_rate,
         trained_factors=BOTH,
         patience=0,
+        decorrelation_weight=0.0,  # there is nobody to share statistics with
     )
     tune_gate(encoder, data, config, learning_rate=settings.gate_learning_rate, seed=seed)
     candidates = {GATE: encoder.adapter()}

@@ -15,6 +15,7 @@ from client.batches import Batch, epoch_batches, num_batches
 from client.objective import Objective, TrainingData
 from client.optimization import Descent
 from shared.config import TrainConfig
+from shared.decorrelation import Statistics
 from shared.encoders.encoder import Encoder
 
 _KNOWN = 0x6B  # keeps the order of known items apart from that of clicks
@@ -29,6 +30,7 @@ def train(
     *,
     seed: list[int],
     correction: Sequence[Tensor] = (),
+    federation: Statistics | None = None,
     on_step: OnStep | None = None,
     validate: Callable[[], float] | None = None,
 ) -> float:
@@ -40,6 +42,7 @@ def train(
         config: hyper-parameters of this round.
         seed: of the order of examples.
         correction: see `client.optimization.Descent`.
+        federation: see `client.objective.Objective`.
         on_step: called with (steps done, steps in all).
         validate: how good the encoder is by later clicks, for early stopping (`patience`); without
             it nothing stops early.
@@ -49,7 +52,7 @@ def train(
     """
     parameters = encoder.trainable(config.trained_factors)
     descent = Descent(parameters, config, correction)
-    objective = Objective(encoder, data, config, parameters)
+    objective = Objective(encoder, data, config, parameters, federation)
     total = torch.zeros((), device=encoder.device)
     steps, done = num_steps(data, config), 0
     stopping = None

@@ -39,12 +39,14 @@ from client.personal import RELEASE, Personal, write_personal
 from client.personalization import choose, make_candidates
 from client.region import Region, open_region, read_clicks
 from client.shelves import region_rules
+from client.statistics import encoding_statistics
 from client.training import OnStep, num_steps, train
 from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
 from client.views import make_views
 from shared.adapter import Adapter, add, subtract
 from shared.compression import rounded
 from shared.config import FLOAT32, TrainConfig
+from shared.decorrelation import Statistics
 from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
 from shared.encoders.prefix_cache import (
     ImagePrefixes,
@@ -54,7 +56,7 @@ from shared.encoders.prefix_cache import (
     text_folder,
     text_prefixes,
 )
-from shared.errors import ConfigError, DataError, RetrievalError
+from shared.errors import ConfigError, DataError, RetrievalError, WireError
 from shared.retrieval.hybrid import Tuned
 from shared.retrieval.lexical import LexicalIndex, documents_of
 from shared.retrieval.manifest import read_pointer
@@ -75,6 +77,8 @@ class Trained:
         loss: mean over the steps, nats.
         seconds: of training, activations already kept.
         control_change: of the region's control variate, as it arrives; None without SCAFFOLD.
+        statistics: of its encodings with the adapter that it ends with; None where nobody asked, or
+            of too few examples.
     """
 
     update: Adapter
@@ -82,6 +86,7 @@ class Trained:
     loss: float
     seconds: float
     control_change: Adapter | None = None
+    statistics: Statistics | None = None
 
 
 def get_worker(folder: Path) -> "Worker":
@@ -314,6 +319,7 @@ class Worker:
         purpose: str = ROUND,
         control: Adapter | None = None,
         counted: Collection[int] = (),
+        federation: Statistics | None = None,
     ) -> Trained:
         """One round of local training from `adapter`.
 
@@ -327,12 +333,17 @@ class Worker:
             purpose: `wire.ROUND` or `wire.LOCAL`.
             control: SCAFFOLD's c; None without SCAFFOLD.
             counted: see `client.control_variates`.
+            federation: encoding statistics of all regions; None before there are any.
 
         Raises:
             ConfigError: the purpose is an adapter of this region alone, and it has not agreed.
+            WireError: the statistics are of vectors of another length.
         """
         if purpose == LOCAL:
             self._require_consent("local_adapter", self.region.config.sharing.local_adapter)
+            config = replace(config, decorrelation_weight=0.0)  # that is the federation's
+        if federation is not None and len(federation.query) != self.encoder.dim:
+            raise WireError(f"train message: statistics are not of {self.encoder.dim} dimensions")
         data = self._seen_with(config.augmented_views)
         start = time.perf_counter()
         self.encoder.load_adapter(adapter)
@@ -350,6 +361,7 @@ class Worker:
             config,
             seed=seed,
             correction=correction,
+            federation=federation,
             on_step=self.on_step,
             validate=validate,
         )
@@ -361,7 +373,9 @@ class Worker:
             change = rounded(subtract(reached, own), config.update_encoding)
             kept.keep(add(own, change), change, server_round)
         sent = self._sent(update, config.update_encoding, server_round, adapter, purpose=purpose)
-        return Trained(sent, len(data.examples.weight), loss, seconds, change)
+        asked = config.decorrelation_weight > 0
+        statistics = encoding_statistics(self.encoder, data) if asked else None
+        return Trained(sent, len(data.examples.weight), loss, seconds, change, statistics)
 
     def validated(self) -> float:
         """nDCG@10 on validation clicks of the encoder as it is."""

@@ -4,12 +4,14 @@ The one way for it: headquarters goes it behind its checks, and `simulations.dev
 a wire. Replies go in one at a time and in a fixed order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.aggregation import new_mean
 from server.flower_rules import MAX_AT_ONCE, Reply, apply_rule, server_step
+from server.statistics import FederationStatistics
 from shared.adapter import Adapter, trained_names
 from shared.config import FACTORS, RULES, SERVER_OPTIMIZERS, FederationConfig
+from shared.decorrelation import Statistics
 from shared.errors import FederationError
 
 
@@ -48,17 +50,32 @@ class Aggregator:
     ) -> None:
         self._config, self._round, self._sent, self._memory = config, server_round, sent, memory
         self._mean = new_mean(config.aggregation, sent, residual_rank=config.residual_rank)
+        self._statistics = FederationStatistics(memory)
         self._replies: list[Reply] = []
         self._losses, self._weight = 0.0, 0
 
-    def add(self, update: Adapter, num_examples: int, loss: float) -> None:
+    def add(
+        self,
+        update: Adapter,
+        num_examples: int,
+        loss: float,
+        statistics: Statistics | None = None,
+    ) -> None:
         """Count a region in.
+
+        Args:
+            update: of the adapter.
+            num_examples: its weight.
+            loss: of training, nats.
+            statistics: of its encodings, where it sent some.
 
         Raises:
             FederationError: the strategy needs all replies at once, and these are too many.
         """
         self._losses += loss * num_examples
         self._weight += num_examples
+        if statistics is not None:
+            self._statistics.add(statistics, num_examples)
         if self._config.strategy not in RULES:
             self._mean.add(update, num_examples)
             return
@@ -75,6 +92,12 @@ class Aggregator:
         Raises:
             FederationError: too few replies for the strategy.
         """
+        outcome = self._step()
+        if self._config.decorrelation_weight > 0:
+            return replace(outcome, memory=outcome.memory | self._statistics.memory())
+        return outcome
+
+    def _step(self) -> Outcome:
         loss, strategy = self._losses / self._weight, self._config.strategy
         trained = trained_names(self._sent, self._config.factors_of(self._round))
         start = {name: self._sent[name] for name in trained}

@@ -65,8 +65,8 @@ def run_rounds(
 
     Raises:
         AuditError: the audit log is damaged or cannot be written; the round is run again then.
-        FederationError: too few regions, a round without quorum, or what a server optimizer
-            remembers of the last round is missing. Complete rounds are kept.
+        FederationError: too few regions, a round without quorum, or what must be remembered of the
+            last round is missing. Complete rounds are kept.
     """
     audit = audit or TrainingLog()
     done = history.rounds()
@@ -79,6 +79,7 @@ def run_rounds(
         meet=_meet(config, history),
         offset=last,
         memory=history.memory(last) if config.remembers else {},
+        dim=history.dim() if config.decorrelation_weight > 0 else 0,
         on_round=_keeper(history, config.num_rounds, audit),
     )
     try:

@@ -2,7 +2,7 @@
 
     headquarters/initial.safetensors      what round 1 starts from; metadata: base fingerprint
     headquarters/rounds/0001.safetensors  the global adapter after round 1
-    headquarters/memory/0001.safetensors  what a server optimizer remembers after round 1, if any
+    headquarters/memory/0001.safetensors  what is remembered of round 1 beside the adapter, if any
     headquarters/history.json             one record a round
     headquarters/regions.json             what each region last said of itself, and when
     headquarters/references/3.safetensors adapters of earlier releases, for the gate to compare with
@@ -77,9 +77,17 @@ class History:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def start(self, initial: Adapter, *, base_fingerprint: str) -> None:
-        """Write what round 1 starts from."""
+    def start(self, initial: Adapter, *, base_fingerprint: str, dim: int = 0) -> None:
+        """Write what round 1 starts from.
+
+        Args:
+            initial: adapter.
+            base_fingerprint: of the base it was made for.
+            dim: of that base's vectors; 0 where nobody will ask.
+        """
         metadata = {"base_fingerprint": base_fingerprint}
+        if dim > 0:
+            metadata["dim"] = str(dim)
         save_adapter(self.folder / "initial.safetensors", initial, metadata)
 
     def base_fingerprint(self) -> str:
@@ -95,6 +103,22 @@ class History:
         except (OSError, SafetensorError, KeyError):
             raise FederationError(
                 f'{path}: missing or damaged; make the run folder with "fedshelf simulate"'
+            ) from None
+
+    def dim(self) -> int:
+        """How many dimensions the base's vectors have.
+
+        Raises:
+            FederationError: there is no initial adapter, it is damaged, or it does not say.
+        """
+        path = self.folder / "initial.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                return int((file.metadata() or {})["dim"])
+        except (OSError, SafetensorError, KeyError, ValueError):
+            raise FederationError(
+                f"{path}: does not say how long vectors are, which decorrelation-weight needs; "
+                "start a new training"
             ) from None
 
     def adapter(self, server_round: int) -> Adapter:

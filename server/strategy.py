@@ -28,6 +28,7 @@ from server.control_variates import ControlVariates, Counted
 from server.handshake import Meeting
 from server.history import RoundRecord
 from server.replies import sort_replies
+from server.statistics import FederationStatistics
 from server.traffic import Traffic
 from shared import wire
 from shared.adapter import Adapter, trained_names
@@ -46,6 +47,7 @@ class CheckedFedAvg(FedAvg):
         meet: the handshake; asked before every round.
         offset: rounds that were complete before this start; round numbers go on from there.
         memory: what headquarters remembers of the last of them, besides the adapter.
+        dim: of the base's vectors; only encoding statistics are checked by it.
         on_round: called with record, adapter, memory and traffic of every finished round.
 
     Attributes:
@@ -61,11 +63,13 @@ class CheckedFedAvg(FedAvg):
         meet: Callable[[Grid], Meeting],
         offset: int,
         memory: Adapter | None = None,
+        dim: int = 0,
         on_round: Callable[[RoundRecord, Adapter, Adapter, Traffic], None],
     ) -> None:
         super().__init__()
         self._config, self._meet, self._offset = config, meet, offset
         self._on_round = on_round
+        self._dim = dim if config.decorrelation_weight > 0 else 0
         self.memory: Adapter = memory or {}
         self._cohort: Mapping[int, str] = {}
         self._sent: Adapter = {}
@@ -83,16 +87,16 @@ class CheckedFedAvg(FedAvg):
         self._open_round(number, grid)
         self._sent = wire.decode_adapter(arrays)
         train = self._config.train_config(number)
-        request = wire.train_request(arrays, train, number)
-        if self._config.control_variates:
-            variates = ControlVariates(self.memory, self._trained())
-            request = wire.train_request(
-                arrays,
-                train,
-                number,
-                control=wire.encode_adapter(variates.common()),
-                counted=variates.receipts(),
-            )
+        variates = ControlVariates(self.memory, self._trained())
+        scaffold = self._config.control_variates
+        request = wire.train_request(
+            arrays,
+            train,
+            number,
+            control=wire.encode_adapter(variates.common()) if scaffold else None,
+            counted=variates.receipts(),
+            statistics=FederationStatistics(self.memory).mean() if self._dim else None,
+        )
         return self._send(request, MessageType.TRAIN)
 
     def aggregate_train(
@@ -109,7 +113,7 @@ class CheckedFedAvg(FedAvg):
 
         def count_in(content: RecordDict) -> Counted | None:
             reply = self._checked_update(content)
-            aggregator.add(reply.update, reply.num_examples, reply.loss)
+            aggregator.add(reply.update, reply.num_examples, reply.loss, reply.statistics)
             change = reply.control_change
             return None if change is None else variates.add(change, reply.num_examples)
 
@@ -189,6 +193,7 @@ class CheckedFedAvg(FedAvg):
             max_examples=config.max_examples,
             max_norm=config.max_update_norm,
             control=config.control_variates,
+            dim=self._dim,
         )
         self.record.uplink_bytes += wire.record_bytes(content)
         return reply

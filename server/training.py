@@ -89,6 +89,7 @@ def start_training(
     *,
     initial: Adapter,
     base_fingerprint: str,
+    dim: int = 0,
     references: Mapping[int, Adapter],
     parent: int | None,
     run_config: Mapping[str, str | int | float | bool],
@@ -99,6 +100,7 @@ def start_training(
         folder: `trainings/`.
         initial: what round 1 starts from.
         base_fingerprint: of the base it belongs to.
+        dim: of that base's vectors.
         references: what the gate compares with, by release number; 0 is the base.
         parent: the release that `initial` is, None for the base.
         run_config: knobs that differ from the defaults.
@@ -117,7 +119,7 @@ def start_training(
         number = before[-1].number + 1 if before else 1
         with new_folder(folder / f"{number:04d}") as partial:
             history = History(partial / "headquarters")
-            history.start(initial, base_fingerprint=base_fingerprint)
+            history.start(initial, base_fingerprint=base_fingerprint, dim=dim)
             for release, adapter in references.items():
                 path = history.folder / "references" / f"{release}.safetensors"
                 save_adapter(path, adapter, {"release": str(release)})

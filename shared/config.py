@@ -50,6 +50,9 @@ class TrainConfig:
         known_item_weight: weight of the term for words of the catalog's own titles.
         known_item_temperature: of that term; 0 takes the clicks' own.
         match_weight: weight of the binary term of photos and texts of one product.
+        decorrelation_weight: weight of the term of encoding statistics; with more than 0 they
+            travel, see `shared.decorrelation`.
+        decorrelation_off_diagonal: its lambda.
         logq_correction: share of log popularity that is taken from logits, 0 to 1.
         hard_negatives: skipped products that join a batch for each of its queries.
         negative_max_cosine: a product nearer than this to a clicked one is no negative, at most 1.
@@ -75,6 +78,8 @@ class TrainConfig:
     known_item_weight: float
     known_item_temperature: float
     match_weight: float
+    decorrelation_weight: float
+    decorrelation_off_diagonal: float
     logq_correction: float
     hard_negatives: int
     negative_max_cosine: float
@@ -115,6 +120,8 @@ class FederationConfig:
     known_item_weight: float
     known_item_temperature: float
     match_weight: float
+    decorrelation_weight: float
+    decorrelation_off_diagonal: float
     logq_correction: float
     hard_negatives: int
     negative_max_cosine: float
@@ -157,7 +164,8 @@ class FederationConfig:
     @property
     def remembers(self) -> bool:
         """Whether headquarters needs more of the last round than its adapter."""
-        return self.strategy in SERVER_OPTIMIZERS or self.control_variates
+        more = self.control_variates or self.decorrelation_weight > 0
+        return self.strategy in SERVER_OPTIMIZERS or more
 
     def factors_of(self, server_round: int) -> str:
         """Which factors regions train in a round (1-based).
@@ -273,6 +281,8 @@ def _check_ranges(config: FederationConfig) -> None:
         "known_item_weight",
         "known_item_temperature",
         "match_weight",
+        "decorrelation_weight",
+        "decorrelation_off_diagonal",
         "logq_correction",
         "hard_negatives",
         "queue_size",

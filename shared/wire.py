@@ -20,11 +20,12 @@ from shared.adapter import Adapter, norm, require_same_form, trained_names
 from shared.arrays import to_array, values_of
 from shared.compression import MAX_SCALE, compress, expand
 from shared.config import ENCODINGS, INT8, MAX_VIEWS, TRAINED_FACTORS, TrainConfig, types_of
+from shared.decorrelation import MIN_EXAMPLES, MOMENTS, Statistics, why_impossible
 from shared.errors import WireError
 
 PROTOCOL_VERSION = 4
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # as Flower's strategies name them
-SCALES, CONTROL = "scales", "control"
+SCALES, CONTROL, STATISTICS = "scales", "control", "statistics"
 _SCALES_OF = {ARRAYS: SCALES, CONTROL: "control-scales"}
 NUM_EXAMPLES = "num-examples"
 DESCRIBE = "query.describe"
@@ -92,6 +93,8 @@ class TrainReply:
         loss: mean training loss, nats.
         seconds: of local training.
         control_change: of the region's control variate (SCAFFOLD's c_i+ - c_i), if it has one.
+        statistics: of its encodings (DCCO), of weight num_examples; None where nobody asked, or of
+            too few examples.
     """
 
     update: Adapter
@@ -99,6 +102,7 @@ class TrainReply:
     loss: float
     seconds: float
     control_change: Adapter | None = None
+    statistics: Statistics | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,7 @@ class TrainRequest:
             only the cross-site table uses.
         control: SCAFFOLD's c, of the tensors that are to be trained; None without SCAFFOLD.
         counted: receipts of the answers that c is made of, the newest of each region.
+        statistics: of all regions' encodings (DCCO), of weight 1; None before there are any.
     """
 
     adapter: Adapter
@@ -204,6 +209,7 @@ class TrainRequest:
     purpose: str
     control: Adapter | None = None
     counted: tuple[int, ...] = ()
+    statistics: Statistics | None = None
 
 
 def train_request(
@@ -214,6 +220,7 @@ def train_request(
     purpose: str = ROUND,
     control: ArrayRecord | None = None,
     counted: Iterable[int] = (),
+    statistics: Statistics | None = None,
 ) -> RecordDict:
     """The train message of one round; see `TrainRequest`."""
     settings = ConfigRecord(_dashed(asdict(config)))
@@ -221,6 +228,8 @@ def train_request(
     content = RecordDict({ARRAYS: adapter, CONFIG: settings})
     if control is not None:
         content[CONTROL], settings["counted"] = control, list(counted)
+    if statistics is not None:
+        content[STATISTICS] = encode_adapter(statistics.moments())
     return content
 
 
@@ -247,14 +256,42 @@ def read_train_request(content: RecordDict) -> TrainRequest:
     if not 0 <= values["augmented_views"] <= MAX_VIEWS:  # the region's disk would hold them
         raise WireError(f"train message: augmented-views is not in 0 to {MAX_VIEWS}")
     adapter, config = decode_adapter(_arrays(content)), TrainConfig(**values)
+    statistics = _sent_statistics(content, config)
     if counted is None and CONTROL not in content:
-        return TrainRequest(adapter, config, server_round, purpose)
+        return TrainRequest(adapter, config, server_round, purpose, statistics=statistics)
     if not isinstance(counted, list) or not all(type(number) is int for number in counted):
         raise WireError("train message: a control variate comes with a list of receipts")
     control = decode_adapter(_arrays(content, CONTROL))
     trained = trained_names(adapter, config.trained_factors)
     require_same_form(control, {name: adapter[name] for name in trained})
-    return TrainRequest(adapter, config, server_round, purpose, control, tuple(counted))
+    return TrainRequest(adapter, config, server_round, purpose, control, tuple(counted), statistics)
+
+
+def _sent_statistics(content: RecordDict, config: TrainConfig) -> Statistics | None:
+    if STATISTICS not in content:
+        return None
+    if config.decorrelation_weight <= 0:
+        raise WireError("train message: statistics without a decorrelation-weight")
+    shape = _arrays(content, STATISTICS).get(MOMENTS[0], to_array(np.zeros(0))).shape
+    return _read_statistics(content, shape[0] if len(shape) == 1 else 0, weight=1)
+
+
+def _read_statistics(content: RecordDict, dim: int, *, weight: int) -> Statistics:
+    """Statistics of unit vectors (D,), as they crossed, float32.
+
+    Raises:
+        WireError: the reason.
+    """
+    shapes = {name: (dim, dim) if name == "cross" else (dim,) for name in MOMENTS}
+    record = _arrays(content, STATISTICS)
+    if dim == 0 or record.keys() != shapes.keys():
+        raise WireError(f"statistics are not {', '.join(MOMENTS)}")
+    arrays = _read_arrays(record, shapes, "float32")
+    means = {name: torch.from_numpy(arrays[name].copy()) for name in MOMENTS}
+    found = Statistics(**means, weight=torch.tensor(float(weight)))
+    if why := why_impossible(found):
+        raise WireError(f"statistics: {why}")
+    return found
 
 
 def _check_texts(values: Mapping[str, Any]) -> None:
@@ -275,6 +312,7 @@ def train_reply(
     loss: float,
     seconds: float,
     control_change: Adapter | None = None,
+    statistics: Statistics | None = None,
 ) -> RecordDict:
     """A region's answer to a train message.
 
@@ -285,11 +323,14 @@ def train_reply(
         loss: of training.
         seconds: of training.
         control_change: of the region's control variate, where the message held one.
+        statistics: of its encodings, where the message had a weight for them.
     """
     content = RecordDict({METRICS: _train_metrics(num_examples, loss, seconds)})
     _write_update(content, ARRAYS, update, encoding)
     if control_change is not None:
         _write_update(content, CONTROL, control_change, encoding)
+    if statistics is not None:
+        content[STATISTICS] = encode_adapter(statistics.moments())
     return content
 
 
@@ -301,6 +342,7 @@ def read_train_reply(
     max_examples: int,
     max_norm: float,
     control: bool = False,
+    dim: int = 0,
 ) -> TrainReply:
     """Check a region's update before it counts.
 
@@ -314,6 +356,8 @@ def read_train_reply(
             change, too.
         control: whether it was sent a control variate; then the change of its own must be there,
             with the same names and shapes, and otherwise not.
+        dim: of the vectors whose statistics it was asked for, 0 for none; from
+            `shared.decorrelation.MIN_EXAMPLES` examples on they must be there, and otherwise not.
 
     Raises:
         WireError: the reason, without quoting the reply.
@@ -326,8 +370,19 @@ def read_train_reply(
         raise WireError("a control variate that nobody asked for")
     update = _read_update(content, ARRAYS, sent, encoding, max_norm)
     change = _read_update(content, CONTROL, sent, encoding, max_norm) if control else None
+    statistics = _given_statistics(content, dim, num_examples)
     loss, seconds = _finite(metrics, "loss"), _finite(metrics, "seconds")
-    return TrainReply(update, num_examples, loss, seconds, change)
+    return TrainReply(update, num_examples, loss, seconds, change, statistics)
+
+
+def _given_statistics(content: RecordDict, dim: int, num_examples: int) -> Statistics | None:
+    """Those of a reply, checked; None where there must be none."""
+    if dim > 0 and num_examples >= MIN_EXAMPLES:
+        return _read_statistics(content, dim, weight=num_examples)
+    if STATISTICS in content:
+        why = f"of fewer than {MIN_EXAMPLES} examples" if dim > 0 else "that nobody asked for"
+        raise WireError(f"statistics {why}")
+    return None
 
 
 def _train_metrics(num_examples: int, loss: float, seconds: float) -> MetricRecord:

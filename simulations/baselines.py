@@ -73,7 +73,7 @@ def train_alone(
             seed = [config.seed, number, *pool.name.encode()]
             settings = config.train_config(number)
             rate = settings.learning_rate * pool.learning_rate_scale
-            settings = replace(settings, learning_rate=rate)
+            settings = replace(settings, learning_rate=rate, decorrelation_weight=0.0)
             record.loss = train(encoder, pool.data, settings, seed=seed, on_step=on_step)
         adapter = encoder.adapter()
         record.validation = validate(pool.workers, adapter)

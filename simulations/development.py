@@ -41,10 +41,12 @@ from client.objective import TrainingData, make_training_data
 from client.personal import RELEASE
 from client.personalization import choose, make_candidates
 from client.region import open_region
+from client.statistics import encoding_statistics
 from client.training import train
 from client.worker import Worker
 from server.aggregator import Aggregator, Outcome
 from server.history import History
+from server.statistics import FederationStatistics
 from shared.adapter import Adapter
 from shared.config import FederationConfig, TrainConfig, parse_knobs, parse_run_config
 from shared.encoders.presets import cache_root
@@ -273,9 +275,18 @@ def _round(
     for worker, part in zip(workers, data, strict=True):
         seed = [config.seed, number, *worker.region.config.region.encode()]
         worker.encoder.load_adapter(adapter)
-        loss = train(worker.encoder, part, settings, seed=seed, validate=worker.validated)
+        loss = train(
+            worker.encoder,
+            part,
+            settings,
+            seed=seed,
+            federation=FederationStatistics(memory).mean(),
+            validate=worker.validated,
+        )
         update = worker.encoder.update(adapter, settings.trained_factors)
-        aggregator.add(update, len(part.examples.weight), loss)
+        asked = settings.decorrelation_weight > 0
+        statistics = encoding_statistics(worker.encoder, part) if asked else None
+        aggregator.add(update, len(part.examples.weight), loss, statistics)
     return aggregator.outcome()
 
 

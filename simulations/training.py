@@ -69,7 +69,8 @@ def start(history: History, encoder: Encoder, *, seed: int) -> None:
     """Write the adapter that everybody starts from, equal for equal seeds; once."""
     if not (history.folder / "initial.safetensors").is_file():
         encoder.reset(seed=seed)
-        history.start(encoder.adapter(), base_fingerprint=encoder.base.fingerprint)
+        base = encoder.base
+        history.start(encoder.adapter(), base_fingerprint=base.fingerprint, dim=base.dim)
 
 
 def open_workers(run: Path, progress: RunProgress) -> list[Worker]:

@@ -41,6 +41,7 @@ def equal(one: Adapter, other: Adapter) -> bool:
         {"negative_max_cosine": 0.5},
         {"queue_size": 32, "batch_size": 8},
         {"match_weight": 0.5},
+        {"decorrelation_weight": 0.5},
         {"known_item_temperature": 0.5},
         {"augmented_views": 1},
     ],

@@ -99,6 +99,8 @@ def test_a_value_of_another_type_is_named(key: str, value: object, expected: str
         ("weight-decay", math.nan, "0 or more"),
         ("alignment-weight", -0.1, "0 or more"),
         ("match-weight", -0.1, "0 or more"),
+        ("decorrelation-weight", -0.1, "0 or more"),
+        ("decorrelation-off-diagonal", -1.0, "0 or more"),
         ("logq-correction", -0.1, "0 or more"),
         ("logq-correction", 1.1, "at most 1"),
         ("hard-negatives", -1, "0 or more"),

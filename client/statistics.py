@@ -1,0 +1,36 @@
+"""Encoding statistics of one region: of all its training examples, as its encoder now is."""
+
+import numpy as np
+import torch
+
+from client.objective import TrainingData
+from shared.decorrelation import MIN_EXAMPLES, Statistics, combined, statistics_of
+from shared.encoders.encoder import Encoder
+
+_PART = 4096  # pairs whose vectors are side by side in memory
+
+
+def encoding_statistics(encoder: Encoder, data: TrainingData) -> Statistics | None:
+    """What a region sends of its encodings (DCCO, arXiv:2210.00092), float64 on the CPU.
+
+    Args:
+        encoder: with the adapter in question.
+        data: originals are encoded, never augmented views.
+
+    Returns:
+        None with fewer than `MIN_EXAMPLES` examples, which statistics would describe one by one.
+    """
+    examples = data.examples
+    if len(examples.weight) < MIN_EXAMPLES:
+        return None
+    queries = torch.from_numpy(encoder.query_matrix(data.queries))  # (Q, D)
+    products = torch.from_numpy(encoder.product_matrix(data.products, data.clicked))  # (P, D)
+    product_index = np.searchsorted(data.clicked, examples.product_row)
+    parts = []
+    for start in range(0, len(examples.weight), _PART):
+        part = slice(start, start + _PART)
+        f = queries[torch.from_numpy(examples.query_index[part])]  # (E, D)
+        g = products[torch.from_numpy(product_index[part])]
+        weights = torch.from_numpy(examples.weight[part])
+        parts.append(statistics_of(f.double(), g.double(), weights.double()))
+    return combined(parts)
