@@ -20,8 +20,8 @@ from shared.errors import FederationError, WireError
 from simulations.engine import LocalGrid, run_engine
 
 NewRun = Callable[[str], Path]
-ON = {"decorrelation_weight": 0.1, "update_encoding": "float32"}
-OFF = {"update_encoding": "float32"}
+ON: dict[str, str | float] = {"decorrelation_weight": 0.1, "update_encoding": "float32"}
+OFF: dict[str, str | float] = {"update_encoding": "float32"}
 
 
 def federate(run: Path, **knobs: str | float) -> History:
@@ -77,10 +77,11 @@ def test_headquarters_keeps_the_regions_mean_weighted_by_examples(new_run: NewRu
     history = federate(run, num_rounds=1, **ON)
     mean = FederationStatistics(history.memory(1)).mean()
     assert mean is not None
-    total, expected = 0, dict.fromkeys(MOMENTS, 0.0)
+    total = 0
+    expected = {name: torch.zeros(()) for name in MOMENTS}
     for name in ("north", "south"):
         worker = get_worker(run / "regions" / name)
-        settings = federation(run, num_rounds=1, **ON).train_config(1)
+        settings = federation(run, num_rounds=1, decorrelation_weight=0.1).train_config(1)
         worker.train(history.adapter(0), settings, 1)  # the encoder ends where it ended then
         found = encoding_statistics(worker.encoder, worker.training_data)
         assert found is not None
@@ -167,7 +168,7 @@ def test_statistics_of_other_vectors_are_refused_by_the_region(new_run: NewRun) 
     with pytest.raises(WireError, match="statistics are not of 32 dimensions"):
         worker.train(
             history.adapter(1),
-            federation(run, **ON).train_config(2),
+            federation(run, decorrelation_weight=0.1).train_config(2),
             2,
             federation=Statistics(**short, weight=mean.weight),
         )

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
+from numpy.typing import NDArray
 
 from shared import wire
 from shared.adapter import Adapter
@@ -83,7 +85,7 @@ def test_a_small_region_must_not_send_any_and_a_larger_one_must() -> None:
         read(reply(None))
 
 
-def spoilt(name: str, values: np.ndarray) -> Callable[[RecordDict], None]:
+def spoilt(name: str, values: NDArray[Any]) -> Callable[[RecordDict], None]:
     def spoil(content: RecordDict) -> None:
         content["statistics"][name] = Array(values)
 
