@@ -268,7 +268,7 @@ def test_a_chunk_at_a_time_gives_the_gradient_of_the_whole_batch(
 ) -> None:
     encoder.load_adapter(trained)
     config = dataclasses.replace(
-        CONFIG, match_weight=0.1, logq_correction=1.0, decorrelation_weight=0.5
+        CONFIG, match_weight=0.1, logq_correction=1.0, decorrelation_weight=0.1
     )
     chunked = dataclasses.replace(config, chunk_size=chunk_size)
     batches = whole(data), all_known(data)
