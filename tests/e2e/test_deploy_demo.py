@@ -1,6 +1,7 @@
 """The deployment demonstration, as `make deploy-demo` runs it, on the smallest base.
 
-Eleven minutes where CI ran it, and its journey is that of `test_deployment.py`: `make test-slow` runs it.
+Eleven minutes where CI ran it, and its journey is that of `test_deployment.py`: `make test-slow`
+runs it.
 """
 
 import re
