@@ -27,8 +27,7 @@ from shared.durable import canonical_json, replace_file
 from shared.errors import FederationError
 
 Refused = Sequence[Mapping[str, str]]  # region and reason
-# Less of a difference in mean validation nDCG@10 is noise: rounds that hardly move the adapter any
-# more scatter by 0.004, and the highest of eight lies well above their mean.
+# Less of a difference in mean validation nDCG@10 is noise; docs/simulation.md says how it was found.
 NOISE = 0.01
 
 
