@@ -27,7 +27,7 @@ from shared.durable import canonical_json, replace_file
 from shared.errors import FederationError
 
 Refused = Sequence[Mapping[str, str]]  # region and reason
-# Less of a difference in mean validation nDCG@10 is noise; docs/simulation.md says how it was found.
+# Less in mean validation nDCG@10 is noise; docs/simulation.md says how this was found.
 NOISE = 0.01
 
 
