@@ -44,6 +44,8 @@ _TIMEOUT: Final = {"timeout": dict.fromkeys(("connect", "read", "write", "pool")
 _HEADERS: Final = [("Content-Type", "application/json"), ("Host", "localhost")]
 _STOP_S: Final = 30.0
 _EXPECTED: Final = {200, 429}
+BROKEN: Final = 0  # the service hung up, or let nobody in
+TIMED_OUT: Final = -1  # this side gave up after `_ANSWER_S`
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Outcome:
 
     Attributes:
         wall_s: from the first request to the last answer.
-        answers: (status, seconds), a request each; status 0 is no answer.
+        answers: (status, seconds), a request each; status `BROKEN` or `TIMED_OUT` is no answer.
     """
 
     wall_s: float = 0.0
@@ -214,8 +216,10 @@ async def _ask(
             "POST", f"{url}/v1/search", headers=_HEADERS, content=body, extensions=_TIMEOUT
         )
         status = response.status
-    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
-        status = 0
+    except httpcore.TimeoutException:
+        status = TIMED_OUT
+    except (httpcore.NetworkError, httpcore.ProtocolError):
+        status = BROKEN
     outcome.answers.append((status, time.perf_counter() - due))
 
 
@@ -257,6 +261,9 @@ def _put_down(report: Report, name: str, outcome: Outcome) -> None:
     report.add(SECTION, f"{name}, answered (200)", statuses[200] / outcome.wall_s, "1/s")
     report.add(SECTION, f"{name}, refused (429)", statuses[429] / outcome.wall_s, "1/s")
     report.add(SECTION, f"{name}, anything else", outcome.unexpected, "requests", target=0)
+    for what, status in (("connections broken", BROKEN), ("given up", TIMED_OUT)):
+        if statuses[status]:
+            report.add(SECTION, f"{name}, {what}", statuses[status], "requests")
     for quantile in (0.5, 0.99):
         label = f"{name}, answered, p{100 * quantile:.0f}"
         report.add(SECTION, label, outcome.quantile_ms(quantile), "ms")
