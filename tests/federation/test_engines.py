@@ -28,11 +28,14 @@ run_engine("flower", json.loads(sys.argv[1]), num_regions=2)
 """
 
 
+@pytest.mark.timeout(900)
 def test_local_and_flower_end_with_the_same_adapter(new_run: NewRun) -> None:
     """Flower's engine in a process of its own: Ray leaves threads and sockets behind."""
     local, flower = new_run("local"), new_run("flower")
     run_engine("local", run_config(local), num_regions=2)
-    command = [sys.executable, "-c", FLOWER, json.dumps(run_config(flower))]
+    # Ray's actors import torch at the first message: minutes where other tests use all cores.
+    patient = run_config(flower, describe_timeout_s=600)
+    command = [sys.executable, "-c", FLOWER, json.dumps(patient)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     ours, theirs = History(local / "headquarters"), History(flower / "headquarters")
