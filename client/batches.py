@@ -94,7 +94,13 @@ def _skipped_of(
 
 
 def epoch_batches(
-    examples: Examples, *, batch_size: int, seed: list[int], hard_negatives: int = 0
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: list[int],
+    hard_negatives: int = 0,
+    part: int = 0,
+    parts: int = 1,
 ) -> Iterator[Batch]:
     """Every example once, in seeded random order; the last batch may be smaller.
 
@@ -103,14 +109,26 @@ def epoch_batches(
         batch_size: examples a batch.
         seed: of numpy's generator; the same numbers give the same order.
         hard_negatives: skipped products that join a batch for each of its queries, at most.
+        part: only this one, from 0, of ...
+        parts: ... so many equal parts of that order; see `part_size`.
     """
     order = np.random.default_rng(seed).permutation(len(examples.weight))
     rng = np.random.default_rng([*seed, _SKIPPED])
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    sizes = [part_size(len(order), number, parts) for number in range(part + 1)]
+    ours = np.roll(order, -sum(sizes[:-1]))[: sizes[-1]]
+    for start in range(0, len(ours), batch_size):
+        chosen = ours[start : start + batch_size]
         yield make_batch(examples, chosen, hard_negatives=hard_negatives, rng=rng)
 
 
-def num_batches(examples: Examples, batch_size: int) -> int:
-    """Batches of one epoch."""
-    return -(-len(examples.weight) // batch_size)
+def part_size(total: int, part: int, parts: int) -> int:
+    """Examples in one of the parts of an epoch: equally many, give or take one, and never none.
+
+    So of fewer examples than parts some come twice in an epoch.
+    """
+    return max((part + 1) * total // parts - part * total // parts, min(total, 1))
+
+
+def num_batches(total: int, batch_size: int, part: int = 0, parts: int = 1) -> int:
+    """Batches of one epoch over so many examples, or of a part of it."""
+    return -(-part_size(total, part, parts) // batch_size)

@@ -59,6 +59,8 @@ def make_candidates(
     config = replace(
         config,
         local_epochs=settings.passes,
+        rounds_per_epoch=1,
+        part=0,
         learning_rate=settings.learning_rate,
         trained_factors=BOTH,
         patience=0,

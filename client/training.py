@@ -6,7 +6,7 @@ that was interrupted goes on exactly where it stopped.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count, repeat
+from itertools import count, islice, repeat
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ def train(
     stopping = None
     if validate and config.patience > 0:
         stopping = EarlyStopping(encoder, validate, config.patience)
+    size, part, parts = len(data.examples.weight), config.part, config.rounds_per_epoch
+    earlier = sum(num_batches(size, config.batch_size, p, parts) for p in range(part))
     for epoch in range(config.local_epochs):
         order = [*seed, epoch]
         objective.draw_views(order)
@@ -66,8 +68,11 @@ def train(
             batch_size=config.batch_size,
             seed=order,
             hard_negatives=config.hard_negatives,
+            part=part,
+            parts=parts,
         )
-        for batch, known in zip(batches, _known_batches(data, config, order), strict=False):
+        known_items = islice(_known_batches(data, config, order), earlier, None)
+        for batch, known in zip(batches, known_items, strict=False):
             descent.clear()
             total += objective.backward(batch, known)
             descent.step()
@@ -83,7 +88,17 @@ def train(
 
 def num_steps(data: TrainingData, config: TrainConfig) -> int:
     """Steps of the optimizer in a round that does not stop early."""
-    return config.local_epochs * num_batches(data.examples, config.batch_size)
+    part = config.part, config.rounds_per_epoch
+    return config.local_epochs * num_batches(len(data.examples.weight), config.batch_size, *part)
+
+
+def order_seed(config: TrainConfig, server_round: int, name: str) -> list[int]:
+    """Seed of the order of examples, of whoever trains under this name.
+
+    Rounds that share an epoch share its order, of which each trains its part; so it is that of the
+    first of them.
+    """
+    return [config.seed, server_round - config.part, *name.encode()]
 
 
 class EarlyStopping:

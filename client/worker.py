@@ -40,7 +40,7 @@ from client.personalization import choose, make_candidates
 from client.region import Region, open_region, read_clicks
 from client.shelves import region_rules
 from client.statistics import encoding_statistics
-from client.training import OnStep, num_steps, train
+from client.training import OnStep, num_steps, order_seed, train
 from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
 from client.views import make_views
 from shared.adapter import Adapter, add, subtract
@@ -347,7 +347,7 @@ class Worker:
         data = self._seen_with(config.augmented_views)
         start = time.perf_counter()
         self.encoder.load_adapter(adapter)
-        seed = [config.seed, server_round, *self.region.config.region.encode()]
+        seed = order_seed(config, server_round, self.region.config.region)
         validate = self.validated if self.validation.queries else None
         kept, own = ControlVariates(self.region.state), Adapter()
         correction: list[Tensor] = []

@@ -39,6 +39,8 @@ class TrainConfig:
     Attributes:
         seed: of the federation; order of examples follows from it, the round and the region.
         local_epochs: passes over the region's examples.
+        rounds_per_epoch: rounds that share one pass; above 1, `local_epochs` is 1.
+        part: of that pass which this round trains, from 0.
         batch_size: examples a step.
         optimizer: "adamw" or "sgd".
         learning_rate: of it in this round.
@@ -67,6 +69,8 @@ class TrainConfig:
 
     seed: int
     local_epochs: int
+    rounds_per_epoch: int
+    part: int
     batch_size: int
     optimizer: str
     learning_rate: float
@@ -107,6 +111,7 @@ class FederationConfig:
     max_examples: int
     max_update_norm: float
     local_epochs: int
+    rounds_per_epoch: int
     batch_size: int
     optimizer: str
     learning_rate: float
@@ -159,6 +164,7 @@ class FederationConfig:
             field.name: getattr(self, field.name, None) for field in fields(TrainConfig)
         }
         told |= {"learning_rate": rate, "trained_factors": self.factors_of(server_round)}
+        told["part"] = (server_round - 1) % self.rounds_per_epoch
         return TrainConfig(**told)
 
     @property
@@ -270,7 +276,8 @@ def _cast(name: str, value: Any, wanted: type) -> Any:
 
 
 def _check_ranges(config: FederationConfig) -> None:
-    positive = ("num_rounds", "min_regions", "local_epochs", "batch_size", "learning_rate")
+    epochs = ("local_epochs", "rounds_per_epoch")
+    positive = ("num_rounds", "min_regions", *epochs, "batch_size", "learning_rate")
     limits = ("max_update_norm", "max_examples", "round_timeout_s", "describe_timeout_s")
     for name in (*positive, "clip_norm", *limits):
         _require(getattr(config, name) > 0, config, name, "must be above 0")
@@ -299,6 +306,8 @@ def _check_ranges(config: FederationConfig) -> None:
     _require(config.logq_correction <= 1, config, "logq_correction", "must be at most 1")
     most = f"must be at most {MAX_VIEWS}: each is as large as the originals' activations"
     _require(config.augmented_views <= MAX_VIEWS, config, "augmented_views", most)
+    apart = config.rounds_per_epoch == 1 or config.local_epochs == 1
+    _require(apart, config, "rounds_per_epoch", "must be 1 with local-epochs above 1")
     cosine = config.negative_max_cosine
     _require(0 < cosine <= 1, config, "negative_max_cosine", "must be in (0, 1]")
     _require(0 < config.quorum <= 1, config, "quorum", "must be in (0, 1]")

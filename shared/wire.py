@@ -23,7 +23,7 @@ from shared.config import ENCODINGS, INT8, MAX_VIEWS, TRAINED_FACTORS, TrainConf
 from shared.decorrelation import MIN_EXAMPLES, MOMENTS, Statistics, why_impossible
 from shared.errors import WireError
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # as Flower's strategies name them
 SCALES, CONTROL, STATISTICS = "scales", "control", "statistics"
 _SCALES_OF = {ARRAYS: SCALES, CONTROL: "control-scales"}
@@ -255,6 +255,8 @@ def read_train_request(content: RecordDict) -> TrainRequest:
             raise WireError(f"train message: {key} is none of {', '.join(choices)}")
     if not 0 <= values["augmented_views"] <= MAX_VIEWS:  # the region's disk would hold them
         raise WireError(f"train message: augmented-views is not in 0 to {MAX_VIEWS}")
+    if not 0 <= values["part"] < values["rounds_per_epoch"]:
+        raise WireError("train message: part is not in 0 to rounds-per-epoch")
     adapter, config = decode_adapter(_arrays(content)), TrainConfig(**values)
     statistics = _sent_statistics(content, config)
     if counted is None and CONTROL not in content:

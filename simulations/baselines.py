@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from client.clicks import Examples
 from client.objective import TrainingData, make_training_data
-from client.training import OnStep, train
+from client.training import OnStep, order_seed, train
 from client.worker import Worker
 from server.history import History, RoundRecord
 from shared.adapter import Adapter
@@ -70,8 +70,8 @@ def train_alone(
             number, cohort=[worker.region.config.region for worker in pool.workers]
         )
         if number > 0:
-            seed = [config.seed, number, *pool.name.encode()]
             settings = config.train_config(number)
+            seed = order_seed(settings, number, pool.name)
             rate = settings.learning_rate * pool.learning_rate_scale
             settings = replace(settings, learning_rate=rate, decorrelation_weight=0.0)
             record.loss = train(encoder, pool.data, settings, seed=seed, on_step=on_step)

@@ -42,7 +42,7 @@ from client.personal import RELEASE
 from client.personalization import choose, make_candidates
 from client.region import open_region
 from client.statistics import encoding_statistics
-from client.training import train
+from client.training import order_seed, train
 from client.worker import Worker
 from server.aggregator import Aggregator, Outcome
 from server.history import History
@@ -273,7 +273,7 @@ def _round(
     """One round of the federation, updates as they are."""
     aggregator, settings = Aggregator(config, number, adapter, memory), config.train_config(number)
     for worker, part in zip(workers, data, strict=True):
-        seed = [config.seed, number, *worker.region.config.region.encode()]
+        seed = order_seed(settings, number, worker.region.config.region)
         worker.encoder.load_adapter(adapter)
         loss = train(
             worker.encoder,

@@ -30,7 +30,8 @@ Kind = Literal[
 TRAINED = ("local_only", "federated", "centralized")  # round by round
 HELD = ("federated", "personalized")  # against pooling and against each region alone
 DENSE = ("zero_shot", *TRAINED, "personalized")
-SAME_TRAINING = ("local-epochs", "batch-size", "patience")  # with the rounds they decide the steps
+# With the rounds they decide the steps.
+SAME_TRAINING = ("local-epochs", "rounds-per-epoch", "batch-size", "patience")
 _NAME = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 
 

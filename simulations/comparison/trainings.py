@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client.batches import num_batches, part_size
 from client.worker import Worker, forget_workers
 from server.history import History, RoundRecord
 from shared.adapter import Adapter
@@ -158,9 +159,11 @@ class Trainer:
         records = History(folder / "headquarters").rounds()
         config = parse_run_config(training.run_config)
         steps = examples = 0
-        for sizes in self._sizes(training, records):
-            examples += config.local_epochs * sum(sizes)
-            steps += config.local_epochs * sum(-(-size // config.batch_size) for size in sizes)
+        for number, sizes in enumerate(self._sizes(training, records)):
+            part = number % config.rounds_per_epoch, config.rounds_per_epoch
+            batches = (num_batches(size, config.batch_size, *part) for size in sizes)
+            examples += config.local_epochs * sum(part_size(size, *part) for size in sizes)
+            steps += config.local_epochs * sum(batches)
         return Trained(folder, records, steps, examples)
 
     def _sizes(self, training: Training, records: list[RoundRecord]) -> list[list[int]]:

@@ -27,14 +27,29 @@ def random_examples(seed: int, size: int, *, queries: int = 7, products: int = 1
     )
 
 
-@given(seed=st.integers(0, 99), size=st.integers(0, 40), batch_size=st.integers(1, 50))
-def test_an_epoch_holds_every_example_exactly_once(seed: int, size: int, batch_size: int) -> None:
+@given(
+    seed=st.integers(0, 99),
+    size=st.integers(0, 40),
+    batch_size=st.integers(1, 50),
+    parts=st.integers(1, 5),
+)
+def test_an_epoch_holds_every_example_exactly_once(
+    seed: int, size: int, batch_size: int, parts: int
+) -> None:
     examples = random_examples(seed, size)
-    batches = list(epoch_batches(examples, batch_size=batch_size, seed=[seed]))
-    assert len(batches) == num_batches(examples, batch_size)
-    assert all(len(batch.weight) == batch_size for batch in batches[:-1])
+    parts = min(parts, max(size, 1))
+    each = [
+        list(epoch_batches(examples, batch_size=batch_size, seed=[seed], part=part, parts=parts))
+        for part in range(parts)
+    ]
+    for part, batches in enumerate(each):
+        assert len(batches) == num_batches(size, batch_size, part, parts)
+        assert all(len(batch.weight) == batch_size for batch in batches[:-1])
+    lengths = [sum(len(batch.weight) for batch in batches) for batches in each]
+    assert max(lengths) - min(lengths) <= 1
     seen = [
         (batch.query_rows[query], batch.product_rows[product], weight)
+        for batches in each
         for batch in batches
         for query, product, weight in zip(
             batch.query_index.tolist(),
@@ -45,6 +60,18 @@ def test_an_epoch_holds_every_example_exactly_once(seed: int, size: int, batch_s
     ]
     expected = zip(examples.query_index, examples.product_row, examples.weight, strict=True)
     assert sorted(seen) == sorted(expected)
+
+
+def test_a_round_of_fewer_examples_than_parts_has_one_all_the_same() -> None:
+    """A region that trained on nothing would answer a round with an update that says nothing."""
+    examples = random_examples(0, 2)
+    trained = [
+        batch.weight.tolist()
+        for part in range(3)
+        for batch in epoch_batches(examples, batch_size=8, seed=[0], part=part, parts=3)
+    ]
+    assert [len(weights) for weights in trained] == [1, 1, 1]
+    assert sorted({weight for weights in trained for weight in weights}) == sorted(examples.weight)
 
 
 def test_the_order_follows_the_seed() -> None:
@@ -130,5 +157,5 @@ def test_hard_negatives_do_not_change_which_examples_are_in_a_batch() -> None:
 
 def test_no_examples_make_no_batches() -> None:
     examples = random_examples(0, 0)
-    assert num_batches(examples, 8) == 0
+    assert num_batches(0, 8) == num_batches(0, 8, 1, 3) == 0
     assert list(epoch_batches(examples, batch_size=8, seed=[1])) == []

@@ -13,7 +13,7 @@ from client.batches import Batch, make_batch
 from client.clicks import Examples
 from client.known_items import make_known_items
 from client.objective import Objective, TrainingData, make_training_data
-from client.training import train
+from client.training import num_steps, order_seed, train
 from client.views import Views
 from shared.adapter import Adapter
 from shared.config import TrainConfig
@@ -25,6 +25,8 @@ TITLES = ["leather boot", "wool jacket", "desk light", "smart mobile", "old boot
 CONFIG = TrainConfig(
     seed=7,
     local_epochs=1,
+    rounds_per_epoch=1,
+    part=0,
     batch_size=4,
     optimizer="adamw",
     learning_rate=0.01,
@@ -511,6 +513,26 @@ def test_steps_are_counted(encoder: Encoder, data: TrainingData) -> None:
     config = dataclasses.replace(CONFIG, local_epochs=2)
     train(encoder, data, config, seed=[0], on_step=lambda *step: seen.append(step))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]  # 5 examples, 4 a batch, 2 passes
+
+
+def test_rounds_that_share_an_epoch_train_what_one_round_of_it_does(
+    encoder: Encoder, data: TrainingData
+) -> None:
+    """SGD carries nothing from step to step, so two halves in turn are the whole, bit for bit."""
+    few = {
+        name: getattr(data.examples, name)[:4] for name in ("query_index", "product_row", "weight")
+    }
+    four = again_from(encoder, data, dataclasses.replace(data.examples, **few))
+    start, changes = encoder.adapter(), {"optimizer": "sgd", "batch_size": 2, "learning_rate": 0.1}
+    plain = dataclasses.replace(CONFIG, **changes)
+    train(encoder, four, plain, seed=order_seed(plain, 3, "north"))
+    whole_epoch = encoder.adapter()
+    encoder.load_adapter(start)
+    for part in (0, 1):
+        config = dataclasses.replace(plain, rounds_per_epoch=2, part=part)
+        assert num_steps(four, config) == 1
+        train(encoder, four, config, seed=order_seed(config, 3 + part, "north"))
+        assert equal(encoder.adapter(), whole_epoch) == (part == 1)
 
 
 def test_two_regions_on_one_encoder_do_not_leak_into_each_other(

@@ -31,7 +31,7 @@ def test_every_default_is_a_field_and_every_field_has_one() -> None:
 
 
 def test_what_travels_is_part_of_the_whole() -> None:
-    told = {"trained_factors"}  # follows from the aggregation and the round
+    told = {"trained_factors", "part"}  # follow from the round
     assert {f.name for f in fields(TrainConfig)} - told <= {
         f.name for f in fields(FederationConfig)
     }
@@ -85,6 +85,7 @@ def test_a_value_of_another_type_is_named(key: str, value: object, expected: str
         ("selected-regions", 0, "above 0"),
         ("server-tau", 0.0, "above 0"),
         ("local-epochs", -1, "above 0"),
+        ("rounds-per-epoch", 0, "above 0"),
         ("batch-size", 0, "above 0"),
         ("learning-rate", 0.0, "above 0"),
         ("learning-rate", math.nan, "above 0"),
@@ -143,6 +144,13 @@ def test_the_learning_rate_never_rises(config: FederationConfig) -> None:
 
 def test_a_single_round_is_the_first(config: FederationConfig) -> None:
     assert replace(config, num_rounds=1).train_config(1).learning_rate == 0.01
+
+
+def test_rounds_that_share_an_epoch_take_its_parts_in_turn(config: FederationConfig) -> None:
+    thirds = replace(config, rounds_per_epoch=3)
+    assert [thirds.train_config(number).part for number in range(1, 6)] == [0, 1, 2, 0, 1]
+    with pytest.raises(ConfigError, match=r'"rounds-per-epoch" is 2.*local-epochs above 1'):
+        parse_run_config({"rounds-per-epoch": 2, "local-epochs": 2})
 
 
 def test_everything_else_is_the_same_in_every_round(config: FederationConfig) -> None:
