@@ -225,7 +225,7 @@ def releases(at: _Region = _HERE, as_json: _Json = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from client.publication import list_releases
+    from client.releases import list_releases
 
     rows = list_releases(_folder(at))
     if as_json:
@@ -265,7 +265,7 @@ def drift(
 @region.command()
 def accept(number: _Number, at: _Region = _HERE, as_json: _Json = False) -> None:
     """Take a waiting or declined release into use."""
-    from client.publication import accept as accept_release
+    from client.releases import accept as accept_release
 
     line_printer(as_json)(accept_release(_folder(at), number))
 
@@ -273,7 +273,7 @@ def accept(number: _Number, at: _Region = _HERE, as_json: _Json = False) -> None
 @region.command()
 def pin(number: _Number, at: _Region = _HERE, as_json: _Json = False) -> None:
     """Stay with a release whatever headquarters publishes."""
-    from client.publication import pin as pin_release
+    from client.releases import pin as pin_release
 
     line_printer(as_json)(pin_release(_folder(at), number))
 
@@ -281,7 +281,7 @@ def pin(number: _Number, at: _Region = _HERE, as_json: _Json = False) -> None:
 @region.command()
 def unpin(at: _Region = _HERE, as_json: _Json = False) -> None:
     """Follow headquarters again."""
-    from client.publication import unpin as unpin_release
+    from client.releases import unpin as unpin_release
 
     line_printer(as_json)(unpin_release(_folder(at)))
 

@@ -13,7 +13,7 @@ from small_registry import TITLES, Headquarters, write_catalog, write_region
 from words_shop import WordEncoder, adapter_of, ids, product
 
 from client.erasure import DERIVED_S, EXPIRED, FORGOTTEN, forget_shopper
-from client.publication import pin
+from client.releases import pin
 from client.resident import _stamp
 from client.service import beside as service_beside
 from client.service.events import EventStore

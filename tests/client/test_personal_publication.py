@@ -12,8 +12,9 @@ from test_publication import BAD, GOOD, events, in_use
 
 from client.indexing import load_pulled_release
 from client.personal import Personal, adapter_path, write_personal
-from client.publication import Outcome, Publication, pin, unpin
+from client.publication import Outcome, Publication
 from client.region import open_region
+from client.releases import pin, unpin
 from shared.adapter import Adapter
 from shared.retrieval.manifest import read_pointer
 

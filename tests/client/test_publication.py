@@ -31,15 +31,9 @@ from small_registry import (
 from client.acceptance import lower_bound, next_move, not_inferior
 from client.decisions import Decision, PublicationState, newest_decision, read_state
 from client.indexing import load_region_encoder
-from client.publication import (
-    Outcome,
-    Publication,
-    accept,
-    list_releases,
-    pin,
-    unpin,
-)
+from client.publication import Outcome, Publication
 from client.region import open_region
+from client.releases import accept, list_releases, pin, unpin
 from client.shelves import open_shelf
 from shared.audit import read_audit
 from shared.errors import AuditError, ConfigError, ReleaseError, RetrievalError
