@@ -219,7 +219,7 @@ class Encoder:
         names = {id(self._adapted[name]): name for name in trained_names(self._adapted, factors)}
         return [names[id(p)] for p in self._trainable if id(p) in names]
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """The most components that a LoRA pair of this base has; towers may differ."""
         return rank_of(self._adapted)

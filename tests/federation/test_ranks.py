@@ -4,16 +4,21 @@ What holds for one reply is in tests/server/test_mixed_ranks.py and tests/shared
 """
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import Context, Message, RecordDict
 from small_world import run_config
 from test_engines import FLOWER
 
+from client.app import app
+from client.rpc import WorkerServer
 from client.worker import Worker, forget_workers, get_worker
 from server.history import History
 from shared import wire
@@ -22,7 +27,7 @@ from shared.config import ENCODINGS, FLOAT32, TrainConfig, parse_run_config
 from shared.errors import ConfigError, FederationError
 from shared.schema import load_region_config, render_region_toml
 from simulations.baselines import Pool, local_pools, train_alone
-from simulations.engine import run_engine
+from simulations.engine import LocalGrid, run_engine
 
 NewRun = Callable[[str], Path]
 
@@ -232,3 +237,35 @@ def test_baselines_train_what_their_regions_may(run: Path) -> None:
             not torch.equal(end[n].narrow(1, 1, 1), start[n].narrow(1, 1, 1)) for n in second
         )
         assert moved == moves
+
+
+def test_a_deployed_region_announces_and_sends_the_same(run: Path) -> None:
+    """Behind its worker's socket, whose path must be short, as in this process."""
+    folder = Path(tempfile.mkdtemp(prefix="ranks-"))
+    north = worker_of(mixed(run), "north")
+    server = WorkerServer(north, folder / "run" / "worker.sock", group=None)
+    server.start()
+    node = {"worker-socket": str(folder / "run" / "worker.sock")}
+    LocalGrid(app, 1, {})
+
+    def ask(content: RecordDict, kind: str) -> RecordDict:
+        context = Context(1, 2, node, RecordDict(), run_config(""))  # type: ignore[arg-type]
+        return app(Message(content, dst_node_id=2, message_type=kind), context).content
+
+    try:
+        said = wire.read_description(ask(wire.describe_request(), wire.DESCRIBE))
+        sent, config = History(run / "headquarters").adapter(0), settings()
+        content = ask(wire.train_request(wire.encode_adapter(sent), config, 1), "train")
+    finally:
+        server.stop()
+        shutil.rmtree(folder)
+    assert said.rank == 1
+    reply = wire.read_train_reply(
+        content,
+        sent,
+        encoding=config.update_encoding,
+        max_examples=10**6,
+        max_norm=100,
+        rank=said.rank,
+    )
+    assert same(reply.update, completed(north.train(sent, config, 1).update, sent))
