@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # torch and polars take seconds to import
     from client.clicks import Examples, ValidationSet
     from client.region import Region
     from shared.encoders.encoder import Encoder
-    from shared.schema import RegionConfig
+    from shared.schema import RegionConfig, WorkerConfig
 
 T = TypeVar("T")
 
@@ -372,9 +372,17 @@ def _base(facts: _Facts) -> Finding:
     found = (
         f"{encoder.base.fingerprint[:12]} verified: {encoder.base.preset},"
         f" {encoder.dim:,} dimensions, {byte_size(folder_bytes(folder))};"
-        f" adapter of {numbers:,} numbers, schema {encoder.schema[:12]}"
+        f" adapter of {numbers:,} numbers, schema {encoder.schema[:12]};"
+        f" {_rank(config.worker, encoder.rank)}"
     )
     return Finding("ok", found)
+
+
+def _rank(worker: "WorkerConfig", rank: int) -> str:
+    """What a round trains here of a base of some rank."""
+    if worker.max_rank > rank:
+        return f"trains rank {rank}, the base's: worker.max_rank, {worker.max_rank}, is above it"
+    return f"trains rank {worker.rank_within(rank)} of {rank}"
 
 
 def _release(facts: _Facts) -> Finding:

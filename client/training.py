@@ -13,7 +13,7 @@ from torch import Tensor
 
 from client.batches import Batch, epoch_batches, num_batches
 from client.objective import Objective, TrainingData
-from client.optimization import Descent
+from client.optimization import Descent, first_components
 from shared.config import TrainConfig
 from shared.decorrelation import Statistics
 from shared.encoders.encoder import Encoder
@@ -29,6 +29,7 @@ def train(
     config: TrainConfig,
     *,
     seed: list[int],
+    rank: int | None = None,
     correction: Sequence[Tensor] = (),
     federation: Statistics | None = None,
     on_step: OnStep | None = None,
@@ -41,6 +42,8 @@ def train(
         data: see `client.objective.TrainingData`.
         config: hyper-parameters of this round.
         seed: of the order of examples.
+        rank: components of every LoRA pair that are trained, from the first; None for all. The
+            others take part in every step and do not move.
         correction: see `client.optimization.Descent`.
         federation: see `client.objective.Objective`.
         on_step: called with (steps done, steps in all).
@@ -51,7 +54,10 @@ def train(
         Mean loss over the steps, nats.
     """
     parameters = encoder.trainable(config.trained_factors)
-    descent = Descent(parameters, config, correction)
+    names = encoder.trainable_names(config.trained_factors)
+    named = dict(zip(names, parameters, strict=True))
+    moved = parameters if rank is None else first_components(named, rank)
+    descent = Descent(parameters, config, correction, moved)
     objective = Objective(encoder, data, config, parameters, federation)
     total = torch.zeros((), device=encoder.device)
     steps, done = num_steps(data, config), 0

@@ -43,7 +43,7 @@ from client.statistics import encoding_statistics
 from client.training import OnStep, num_steps, order_seed, train
 from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains, tune
 from client.views import make_views
-from shared.adapter import Adapter, add, subtract
+from shared.adapter import Adapter, add, completed, subtract, within_rank
 from shared.compression import rounded
 from shared.config import FLOAT32, TrainConfig
 from shared.decorrelation import Statistics
@@ -72,7 +72,8 @@ class Trained:
     """What one round of local training gave.
 
     Attributes:
-        update: adapter after minus adapter before, as it arrives at headquarters.
+        update: adapter after minus adapter before, as it arrives at headquarters; of LoRA's pairs
+            only what is within the region's rank.
         num_examples: trained on.
         loss: mean over the steps, nats.
         seconds: of training, activations already kept.
@@ -290,6 +291,11 @@ class Worker:
     def _gate_prefixes(self) -> TextPrefixes:
         return self.query_prefixes(self.gate.queries)
 
+    @property
+    def rank(self) -> int:
+        """Components of every LoRA pair that a round trains here; a pair may have fewer."""
+        return self.region.config.worker.rank_within(self.encoder.rank)
+
     def describe(self) -> Description:
         """What this region is and has; counts only."""
         config = self.region.config
@@ -298,6 +304,7 @@ class Worker:
             protocol_version=PROTOCOL_VERSION,
             base_fingerprint=self.encoder.base.fingerprint,
             schema_hash=self.encoder.schema,
+            rank=self.rank,
             num_products=self.region.catalog.height,
             num_examples=len(self._splits[0].weight),
             num_validation_queries=len(self.validation.queries),
@@ -336,12 +343,15 @@ class Worker:
             federation: encoding statistics of all regions; None before there are any.
 
         Raises:
-            ConfigError: the purpose is an adapter of this region alone, and it has not agreed.
+            ConfigError: the purpose is an adapter of this region alone, and it has not agreed; or
+                SCAFFOLD is asked for, and this region trains less than the base's rank.
             WireError: the statistics are of vectors of another length.
         """
         if purpose == LOCAL:
             self._require_consent("local_adapter", self.region.config.sharing.local_adapter)
             config = replace(config, decorrelation_weight=0.0)  # that is the federation's
+        if control is not None:
+            self._require_whole_rank()
         if federation is not None and len(federation.query) != self.encoder.dim:
             raise WireError(f"train message: statistics are not of {self.encoder.dim} dimensions")
         data = self._seen_with(config.augmented_views)
@@ -360,6 +370,7 @@ class Worker:
             data,
             config,
             seed=seed,
+            rank=self.rank,
             correction=correction,
             federation=federation,
             on_step=self.on_step,
@@ -561,16 +572,18 @@ class Worker:
     def _sent(
         self, update: Adapter, encoding: str, server_round: int, adapter: Adapter, *, purpose: str
     ) -> Adapter:
-        """What arrives of an update; what rounding takes from it goes into a later one."""
-        if encoding == FLOAT32:
-            return update
-        if purpose != ROUND:
-            return rounded(update, encoding)
+        """What arrives of an update; what rounding takes from it goes into a later one.
+
+        What was lost is kept for whole tensors: if the operator lowers this region's rank, what
+        lies beyond waits for a round that sends it.
+        """
+        if encoding == FLOAT32 or purpose != ROUND:
+            return rounded(within_rank(update, self.rank), encoding)
         feedback = feedback_of(self.region.state)
         lost = feedback.before(server_round, adapter)
         whole = add(update, lost)
-        sent = rounded(whole, encoding)
-        feedback.keep({**lost, **subtract(whole, sent)}, server_round)
+        sent = rounded(within_rank(whole, self.rank), encoding)
+        feedback.keep({**lost, **subtract(whole, completed(sent, whole))}, server_round)
         return sent
 
     def _require_consent(self, key: str, given: bool) -> None:
@@ -578,6 +591,14 @@ class Worker:
             raise ConfigError(
                 f'region "{self.region.config.region}": sharing.{key} is off in region.toml; '
                 "headquarters asked for it all the same"
+            )
+
+    def _require_whole_rank(self) -> None:
+        if self.rank < self.encoder.rank:
+            raise ConfigError(
+                f'region "{self.region.config.region}": headquarters asks for control variates,'
+                f" which need the base's rank, {self.encoder.rank}; remove worker.max_rank, now"
+                f" {self.rank}, from region.toml"
             )
 
     def _progress(self, what: str) -> Callable[[int, int], None] | None:

@@ -15,7 +15,7 @@ from server.matrix import run_matrix
 from server.strategy import CheckedFedAvg
 from server.traffic import Traffic, TrainingLog
 from shared import wire
-from shared.adapter import Adapter, schema_hash
+from shared.adapter import Adapter, rank_of, schema_hash
 from shared.config import FederationConfig, parse_run_config
 from shared.durable import locked
 from shared.errors import ConfigError, FederationError
@@ -100,10 +100,11 @@ def run_rounds(
 
 def _meet(config: FederationConfig, history: History) -> Callable[[Grid], Meeting]:
     """The handshake, with who was there kept for people to see."""
-    fingerprint, schema = history.base_fingerprint(), schema_hash(history.adapter(0))
+    fingerprint, initial = history.base_fingerprint(), history.adapter(0)
+    schema, rank = schema_hash(initial), rank_of(initial)
 
     def meet(grid: Grid) -> Meeting:
-        meeting = handshake(grid, config, fingerprint, schema)
+        meeting = handshake(grid, config, fingerprint, schema, rank=rank)
         said = {region: asdict(found) for region, found in meeting.descriptions.items()}
         history.note_regions(said, meeting.refused)
         return meeting

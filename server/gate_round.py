@@ -135,7 +135,7 @@ def compare_in_regions(
     passed, rejected = sort_replies(
         grid.send_and_receive(messages, timeout=config.round_timeout_s),
         meeting.cohort,
-        lambda content: (
+        lambda region, content: (
             wire.read_comparison_reply(content, references, max_examples=config.max_examples),
             digest(content),
         ),

@@ -1,8 +1,8 @@
 """Before every round: who is there, and who may take part.
 
 Regions come and go between rounds. Every node that is connected is asked to describe itself; who
-has another base, adapter schema or protocol, or another name than the one its key was admitted
-under, is refused by name and the rest go on.
+has another base, adapter schema or protocol, a rank that will not do, or another name than the one
+its key was admitted under, is refused by name and the rest go on.
 """
 
 import logging
@@ -39,14 +39,17 @@ class Meeting:
     refused: list[dict[str, str]] = field(default_factory=list)
 
 
-def handshake(grid: Grid, config: FederationConfig, fingerprint: str, schema: str) -> Meeting:
+def handshake(
+    grid: Grid, config: FederationConfig, fingerprint: str, schema: str, *, rank: int
+) -> Meeting:
     """Ask every node who it is; refuse by name those that cannot take part.
 
     Args:
         grid: Flower's way to the regions.
-        config: how many regions to wait for, and how long.
+        config: how many regions to wait for, and how long; and whether ranks may differ.
         fingerprint: of headquarters' base.
         schema: `schema_hash` of headquarters' adapter.
+        rank: `rank_of` it.
 
     Raises:
         FederationError: fewer than `min_regions` are left.
@@ -70,6 +73,7 @@ def handshake(grid: Grid, config: FederationConfig, fingerprint: str, schema: st
             _require_same(description, fingerprint, schema)
             _require_own_name(description.region, nodes.get(node, ""), taken)
             _require_examples(description)
+            _require_rank(description, config, rank)
             descriptions[node] = description
             taken.add(description.region)
         except WireError as error:
@@ -170,13 +174,25 @@ def _require_examples(description: wire.Description) -> None:
         )
 
 
+def _require_rank(description: wire.Description, config: FederationConfig, rank: int) -> None:
+    """It trains as many components of a LoRA pair as the base has, or fewer where that will do."""
+    name, said = description.region, description.rank
+    if not min(rank, 1) <= said <= rank:
+        raise WireError(
+            f'region "{name}": it announces rank {said}, the base has {rank}; install the same '
+            "release"
+        )
+    if said < rank and config.wants_one_rank:
+        raise WireError(
+            f'region "{name}": it trains rank {said} of {rank}, and {config.wants_one_rank} wants '
+            "the base's everywhere; remove worker.max_rank from its region.toml"
+        )
+
+
 def _require_same(description: wire.Description, fingerprint: str, schema: str) -> None:
     name = description.region
     if description.protocol_version != wire.PROTOCOL_VERSION:
-        raise WireError(
-            f'region "{name}": protocol {description.protocol_version}, headquarters speaks '
-            f"{wire.PROTOCOL_VERSION}; install the same release of fedshelf"
-        )
+        raise WireError(f'region "{name}": {wire.other_protocol(description.protocol_version)}')
     if description.base_fingerprint != fingerprint:
         raise WireError(
             f'region "{name}": base {description.base_fingerprint[:12]}, headquarters has '

@@ -55,7 +55,8 @@ def run_matrix(
     base, releases = history.adapter(0), history.references()
     rows = {"release 0": base} | {f"release {n}": found for n, found in releases.items() if n}
     for node, region in sorted(_those_that(meeting, "shares_local").cohort.items()):
-        adapter = _train_alone(grid, config, base, node, region, audit)
+        rank = meeting.descriptions[region].rank
+        adapter = _train_alone(grid, config, base, node, region, audit, rank=rank)
         if adapter is not None:
             rows[f"{region} alone"] = adapter
     names = list(rows)
@@ -93,6 +94,8 @@ def _train_alone(
     node: int,
     region: str,
     audit: TrainingLog,
+    *,
+    rank: int,
 ) -> Adapter | None:
     """An adapter trained by one region alone, or None if one of its rounds fails."""
     for number in range(1, config.num_rounds + 1):
@@ -105,7 +108,7 @@ def _train_alone(
                 [Message(request, node, MessageType.TRAIN)], timeout=config.round_timeout_s
             ),
             {node: region},
-            _update_check(config, adapter),
+            _update_check(config, adapter, rank),
             where=f'"{region}" alone, round {number}',
             timeout_s=config.round_timeout_s,
         )
@@ -121,15 +124,16 @@ def _train_alone(
 
 
 def _update_check(
-    config: FederationConfig, sent: Adapter
-) -> Callable[[RecordDict], tuple[wire.TrainReply, str]]:
-    return lambda content: (
+    config: FederationConfig, sent: Adapter, rank: int
+) -> Callable[[str, RecordDict], tuple[wire.TrainReply, str]]:
+    return lambda region, content: (
         wire.read_train_reply(
             content,
             sent,
             encoding=config.update_encoding,
             max_examples=config.max_examples,
             max_norm=config.max_update_norm,
+            rank=rank,
         ),
         digest(content),
     )

@@ -22,7 +22,7 @@ Checked = TypeVar("Checked")
 def sort_replies(
     replies: Iterable[Message],
     cohort: Mapping[int, str],
-    check: Callable[[RecordDict], Checked],
+    check: Callable[[str, RecordDict], Checked],
     *,
     where: str,
     timeout_s: float,
@@ -34,7 +34,7 @@ def sort_replies(
     Args:
         replies: in any order; some may be missing, repeated or from strangers.
         cohort: node id -> region name of everyone who was asked.
-        check: raises `WireError` for content that does not count.
+        check: given a region's name and what it sent; raises `WireError` if that does not count.
         where: how the log names the occasion, as "round 3".
         timeout_s: how long was waited, for the message about silent regions.
 
@@ -63,7 +63,7 @@ def sort_replies(
         try:
             if message.has_error():
                 raise WireError(f"region failed: {failure_kind(message.error)}")
-            passed[region] = check(message.content)
+            passed[region] = check(region, message.content)
         except WireError as error:
             reject(region, str(error))
     for region in sorted(silent):

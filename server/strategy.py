@@ -72,6 +72,7 @@ class CheckedFedAvg(FedAvg):
         self._dim = dim if config.decorrelation_weight > 0 else 0
         self.memory: Adapter = memory or {}
         self._cohort: Mapping[int, str] = {}
+        self._ranks: Mapping[str, int] = {}  # that regions announced, by name
         self._sent: Adapter = {}
         self.record, self.traffic = RoundRecord(0), Traffic()
         self._started = 0.0
@@ -111,8 +112,8 @@ class CheckedFedAvg(FedAvg):
         aggregator = Aggregator(self._config, number, self._sent, self.memory)
         variates = ControlVariates(self.memory, self._trained())
 
-        def count_in(content: RecordDict) -> Counted | None:
-            reply = self._checked_update(content)
+        def count_in(region: str, content: RecordDict) -> Counted | None:
+            reply = self._checked_update(region, content)
             aggregator.add(reply.update, reply.num_examples, reply.loss, reply.statistics)
             change = reply.control_change
             return None if change is None else variates.add(change, reply.num_examples)
@@ -158,6 +159,7 @@ class CheckedFedAvg(FedAvg):
         self.record, self.traffic = RoundRecord(number), Traffic()
         meeting = self._meet(grid)
         self._cohort = meeting.cohort
+        self._ranks = {region: said.rank for region, said in meeting.descriptions.items()}
         self.record.cohort = sorted(self._cohort.values())
         self.record.rejected = meeting.refused
 
@@ -170,13 +172,13 @@ class CheckedFedAvg(FedAvg):
         ]
 
     def _check(
-        self, replies: Iterable[Message], kind: str, check: Callable[[RecordDict], Checked]
+        self, replies: Iterable[Message], kind: str, check: Callable[[str, RecordDict], Checked]
     ) -> dict[str, Checked]:
         """What the check makes of those replies that pass, by region name."""
         passed, rejected = sort_replies(
             replies,
             self._cohort,
-            lambda content: (check(content), digest(content)),
+            lambda region, content: (check(region, content), digest(content)),
             where=f"round {self.record.round}",
             timeout_s=self._config.round_timeout_s,
         )
@@ -184,7 +186,7 @@ class CheckedFedAvg(FedAvg):
         self.traffic.received[kind] = {region: found for region, (_, found) in passed.items()}
         return {region: found for region, (found, _) in passed.items()}
 
-    def _checked_update(self, content: RecordDict) -> wire.TrainReply:
+    def _checked_update(self, region: str, content: RecordDict) -> wire.TrainReply:
         config = self._config
         reply = wire.read_train_reply(
             content,
@@ -192,6 +194,7 @@ class CheckedFedAvg(FedAvg):
             encoding=config.update_encoding,
             max_examples=config.max_examples,
             max_norm=config.max_update_norm,
+            rank=self._ranks.get(region),
             control=config.control_variates,
             dim=self._dim,
         )
@@ -203,7 +206,7 @@ class CheckedFedAvg(FedAvg):
         names = trained_names(self._sent, self._config.factors_of(self.record.round))
         return {name: self._sent[name] for name in names}
 
-    def _checked_metrics(self, content: RecordDict) -> dict[str, float]:
+    def _checked_metrics(self, region: str, content: RecordDict) -> dict[str, float]:
         reply = wire.read_evaluate_reply(content, max_examples=self._config.max_examples)
         return dict(reply.metrics)
 

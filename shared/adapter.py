@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,6 +83,52 @@ def trained_names(names: Iterable[str], factors: str) -> list[str]:
     """
     frozen = {ONLY_A: (_UP,), ONLY_B: (_DOWN,)}.get(factors, ())
     return sorted(n for n in names if not is_residual(n) and not n.endswith(frozen))
+
+
+def rank_axis(name: str) -> int | None:
+    """Which axis of a LoRA factor is its rank: the first of A, the second of B; None of the rest.
+
+    A residual is among the rest: nobody trains it, so it has no rank to train.
+    """
+    return 0 if name.endswith(_DOWN) else 1 if name.endswith(_UP) else None
+
+
+def rank_of(adapter: Mapping[str, Tensor]) -> int:
+    """The most components that a LoRA pair of an adapter has; 0 where there is no pair."""
+    return max((len(adapter[down]) for _, down in factor_names(adapter).values()), default=0)
+
+
+def within_rank(adapter: Mapping[str, Tensor], rank: int) -> Adapter:
+    """The first components of every LoRA pair: columns of B, rows of A. The rest stays whole.
+
+    Args:
+        adapter: or an update, of B (out, r) and A (r, in).
+        rank: k >= 1; a pair of fewer components stays whole too.
+
+    Returns:
+        B (out, k) and A (k, in), views of the tensors given.
+    """
+    cut = dict(adapter)
+    for name, tensor in adapter.items():
+        axis = rank_axis(name)
+        if axis is not None:
+            cut[name] = tensor.narrow(axis, 0, min(rank, tensor.shape[axis]))
+    return cut
+
+
+def completed(update: Mapping[str, Tensor], form: Mapping[str, Tensor]) -> Adapter:
+    """An update `within_rank` as one of whole tensors: zeros where nothing was trained.
+
+    Args:
+        update: of some of the names in `form`, with their shapes or beginnings of them.
+        form: tensors of the shapes to complete to.
+    """
+    return {name: _completed(tensor, form[name].shape) for name, tensor in update.items()}
+
+
+def beginning(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first entries along every axis, as a view of that shape."""
+    return tensor[tuple(slice(length) for length in shape)]
 
 
 def subtract(adapter: Mapping[str, Tensor], sent: Mapping[str, Tensor]) -> Adapter:
@@ -190,6 +236,14 @@ def read_release_adapter(folder: Path) -> Adapter:
         for name, tensor in load_file(path).items()
     }
     return dict(sorted(found.items()))
+
+
+def _completed(part: Tensor, shape: torch.Size) -> Tensor:
+    if part.shape == shape:
+        return part
+    whole = part.new_zeros(shape)
+    beginning(whole, part.shape).copy_(part)
+    return whole
 
 
 def _plain(adapter: Adapter) -> dict[str, NDArray[Any]]:

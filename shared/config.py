@@ -21,7 +21,8 @@ TASKS = ("train", "matrix")
 FLOAT32, FLOAT16, INT8 = ENCODINGS = ("float32", "float16", "int8")  # see `shared.compression`
 FACTORS, EXACT, ALTERNATE, FREEZE_A = AGGREGATIONS = ("factors", "exact", "alternate", "freeze_a")
 SERVER_OPTIMIZERS = ("FedAvgM", "FedAdam", "FedYogi")  # see `server.flower_rules`
-RULES = ("FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan", "QFedAvg")
+ROBUST = ("FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan")
+RULES = (*ROBUST, "QFedAvg")
 STRATEGIES = ("FedAvg", *SERVER_OPTIMIZERS, *RULES)
 ADAMW, SGD = OPTIMIZERS = ("adamw", "sgd")
 BOTH, ONLY_A, ONLY_B = TRAINED_FACTORS = ("both", "a", "b")
@@ -172,6 +173,18 @@ class FederationConfig:
         """Whether headquarters needs more of the last round than its adapter."""
         more = self.control_variates or self.decorrelation_weight > 0
         return self.strategy in SERVER_OPTIMIZERS or more
+
+    @property
+    def wants_one_rank(self) -> str:
+        """What allows no region a smaller rank than the base's; "" if nothing does.
+
+        Robust rules hold regions' numbers against each other, and zeros of what was not trained
+        would pass for the opinion of many. SCAFFOLD's corrections cancel in the mean only if every
+        region trains what they correct.
+        """
+        if self.control_variates:
+            return "control-variates"
+        return self.strategy if self.strategy in ROBUST else ""
 
     def factors_of(self, server_round: int) -> str:
         """Which factors regions train in a round (1-based).

@@ -135,6 +135,13 @@ class WorkerConfig(_Strict):
     threads: int = Field(default=0, ge=0)  # of torch; 0 leaves the choice to torch
     # Of kept activations on disk; the least recently opened go first. 0 keeps all of them.
     cache_max_bytes: int = Field(default=0, ge=0)
+    # Of a round: components of each LoRA pair that are trained and sent; 0 is the base's rank, and
+    # more than that is the base's rank too.
+    max_rank: int = Field(default=0, ge=0)
+
+    def rank_within(self, rank: int) -> int:
+        """The components that are trained of a base of some rank."""
+        return min(self.max_rank or rank, rank)
 
 
 class PublicationConfig(_Strict):

@@ -16,7 +16,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.adapter import Adapter, norm, require_same_form, trained_names
+from shared.adapter import (
+    Adapter,
+    completed,
+    norm,
+    rank_axis,
+    require_same_form,
+    trained_names,
+    within_rank,
+)
 from shared.arrays import to_array, values_of
 from shared.compression import MAX_SCALE, compress, expand
 from shared.config import ENCODINGS, INT8, MAX_VIEWS, TRAINED_FACTORS, TrainConfig, types_of
@@ -48,6 +56,7 @@ class Description:
         protocol_version: of this module.
         base_fingerprint: of the base it works with.
         schema_hash: of its adapter (`shared.adapter.schema_hash`).
+        rank: components of every LoRA pair that it trains and sends; a pair may have fewer.
         num_products: in its catalog.
         num_examples: training examples.
         num_validation_queries: queries it evaluates on.
@@ -68,6 +77,7 @@ class Description:
     protocol_version: int
     base_fingerprint: str
     schema_hash: str
+    rank: int
     num_products: int
     num_examples: int
     num_validation_queries: int
@@ -88,7 +98,8 @@ class TrainReply:
     """A region's checked answer to a train message.
 
     Attributes:
-        update: adapter after local training minus the adapter sent, of what was trained.
+        update: adapter after local training minus the adapter sent, of what was trained; whole
+            tensors, with zeros beyond the region's rank.
         num_examples: it was trained on, > 0.
         loss: mean training loss, nats.
         seconds: of local training.
@@ -179,13 +190,25 @@ def read_description(content: RecordDict) -> Description:
     """Read a region's description.
 
     Raises:
-        WireError: a field is missing or of another type. Fields this version does not know are
-            passed over, so that a newer region can be refused for its protocol version.
+        WireError: a field is missing or of another type, or the region speaks an older protocol,
+            in which fields may be missing. Fields this version does not know are passed over, so
+            that a newer region can be refused for its protocol version.
     """
     values = _underscored(_config(content))
+    version = values.get("protocol_version")
+    if type(version) is int and version < PROTOCOL_VERSION:
+        raise WireError(other_protocol(version))
     _check_types("description", values, Description)
     _check_texts(values)
     return Description(**{field.name: values[field.name] for field in fields(Description)})
+
+
+def other_protocol(version: int) -> str:
+    """Why a region cannot be talked to."""
+    return (
+        f"protocol {version}, headquarters speaks {PROTOCOL_VERSION}; install the same release of"
+        " fedshelf"
+    )
 
 
 @dataclass(frozen=True)
@@ -343,6 +366,7 @@ def read_train_reply(
     encoding: str,
     max_examples: int,
     max_norm: float,
+    rank: int | None = None,
     control: bool = False,
     dim: int = 0,
 ) -> TrainReply:
@@ -356,6 +380,8 @@ def read_train_reply(
         max_examples: a larger claim is refused: it would outweigh everyone.
         max_norm: bound on the update's L2 norm, as it is after decoding; of a control variate's
             change, too.
+        rank: that the region announced; its factors hold so many components, no more and no
+            fewer, and are completed with zeros. None is that of what was sent.
         control: whether it was sent a control variate; then the change of its own must be there,
             with the same names and shapes, and otherwise not.
         dim: of the vectors whose statistics it was asked for, 0 for none; from
@@ -370,11 +396,26 @@ def read_train_reply(
         raise WireError("num-examples is 0: nothing was trained on")
     if not control and CONTROL in content:
         raise WireError("a control variate that nobody asked for")
-    update = _read_update(content, ARRAYS, sent, encoding, max_norm)
+    part = sent if rank is None else within_rank(sent, rank)
+    _require_rank(_arrays(content), part)
+    update = completed(_read_update(content, ARRAYS, part, encoding, max_norm), sent)
     change = _read_update(content, CONTROL, sent, encoding, max_norm) if control else None
     statistics = _given_statistics(content, dim, num_examples)
     loss, seconds = _finite(metrics, "loss"), _finite(metrics, "seconds")
     return TrainReply(update, num_examples, loss, seconds, change, statistics)
+
+
+def _require_rank(arrays: ArrayRecord, form: Adapter) -> None:
+    """What a region sends has the rank that it announced, in every factor.
+
+    Raises:
+        WireError: names the first factor of another rank; whatever else may be wrong with a shape
+            is found later.
+    """
+    for name in sorted(arrays.keys() & form.keys()):
+        axis, found, wanted = rank_axis(name), tuple(arrays[name].shape), form[name].shape
+        if axis is not None and len(found) == len(wanted) and found[axis] != wanted[axis]:
+            raise WireError(f"{name}: of rank {found[axis]}, announced was {wanted[axis]}")
 
 
 def _given_statistics(content: RecordDict, dim: int, num_examples: int) -> Statistics | None:

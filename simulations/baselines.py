@@ -74,7 +74,8 @@ def train_alone(
             seed = order_seed(settings, number, pool.name)
             rate = settings.learning_rate * pool.learning_rate_scale
             settings = replace(settings, learning_rate=rate, decorrelation_weight=0.0)
-            record.loss = train(encoder, pool.data, settings, seed=seed, on_step=on_step)
+            rank = max(worker.rank for worker in pool.workers)
+            record.loss = train(encoder, pool.data, settings, seed=seed, rank=rank, on_step=on_step)
         adapter = encoder.adapter()
         record.validation = validate(pool.workers, adapter)
         history.append(record, adapter)

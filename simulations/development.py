@@ -280,6 +280,7 @@ def _round(
             part,
             settings,
             seed=seed,
+            rank=worker.rank,
             federation=FederationStatistics(memory).mean(),
             validate=worker.validated,
         )

@@ -21,7 +21,7 @@ from server.control import NodeRecord, RunStatus
 from server.headquarters import init_headquarters
 from server.training import Training
 from shared import wire
-from shared.adapter import Adapter, schema_hash
+from shared.adapter import Adapter, rank_of, schema_hash, within_rank
 from shared.audit import read_audit
 from shared.errors import FederationError
 from simulations.engine import LocalGrid
@@ -78,6 +78,7 @@ class SmallRegion:
             "protocol_version": wire.PROTOCOL_VERSION,
             "base_fingerprint": base,
             "schema_hash": schema_hash(origin),
+            "rank": rank_of(origin),
             **counts,
             "code_version": "0.1.0",
             "device": "cpu",
@@ -112,7 +113,7 @@ class SmallRegion:
             train = wire.read_train_request(content)
             update = {name: torch.full_like(old, STEP) for name, old in train.adapter.items()}
             reply = wire.train_reply(
-                update,
+                within_rank(update, self.description.rank),
                 encoding=train.config.update_encoding,
                 num_examples=4,
                 loss=1.0,

@@ -24,6 +24,7 @@ from shared.adapter import (
     as_residual,
     encoder_digest,
     is_residual,
+    rank_of,
     require_same_form,
     schema_hash,
     subtract,
@@ -217,6 +218,11 @@ class Encoder:
         """Names of the `trainable`, in their order."""
         names = {id(self._adapted[name]): name for name in trained_names(self._adapted, factors)}
         return [names[id(p)] for p in self._trainable if id(p) in names]
+
+    @cached_property
+    def rank(self) -> int:
+        """The most components that a LoRA pair of this base has; towers may differ."""
+        return rank_of(self._adapted)
 
     @cached_property
     def schema(self) -> str:

@@ -342,6 +342,34 @@ def test_a_changed_base_fails_and_what_needs_no_base_goes_on(north: Path) -> Non
     assert verdicts(rows, "warn") == ["disk", "memory", "time"]
 
 
+@pytest.mark.parametrize(
+    ("max_rank", "said"),
+    [
+        (0, "; trains rank 2 of 2"),
+        (1, "; trains rank 1 of 2"),
+        (2, "; trains rank 2 of 2"),
+        (3, "; trains rank 2, the base's: worker.max_rank, 3, is above it"),
+    ],
+)
+def test_the_rank_that_rounds_train_is_shown(north: Path, max_rank: int, said: str) -> None:
+    row = rows_of(change(north, worker={"max_rank": max_rank}))["base"]
+    assert (row.verdict, row.advice) == ("ok", "")
+    assert row.found.endswith(said)
+
+
+def test_a_negative_rank_fails_with_its_key(north: Path) -> None:
+    with (north / "region.toml").open(encoding="utf-8") as file:
+        toml = file.read()
+    assert "max_rank = 0" in toml
+    (north / "region.toml").write_text(toml.replace("max_rank = 0", "max_rank = -1"))
+    rows = rows_of(north)
+    assert verdicts(rows, "fail") == ["configuration"]
+    assert "worker.max_rank: Input should be greater than or equal to 0" in (
+        rows["configuration"].found
+    )
+    assert rows["configuration"].advice == "correct or remove this key"
+
+
 def test_another_base_fails(north: Path) -> None:
     row = rows_of(change(north, base={"fingerprint": "f" * 64}))["base"]
     assert row.verdict == "fail"

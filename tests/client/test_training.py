@@ -15,7 +15,7 @@ from client.known_items import make_known_items
 from client.objective import Objective, TrainingData, make_training_data
 from client.training import num_steps, order_seed, train
 from client.views import Views
-from shared.adapter import Adapter
+from shared.adapter import Adapter, rank_axis, within_rank
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
@@ -417,6 +417,96 @@ def test_views_are_the_same_for_both_passes_of_a_chunked_step(
 def test_views_change_what_is_learned(encoder: Encoder, data: TrainingData) -> None:
     start = encoder.adapter()
     assert not equal(run(encoder, seen_upside_down(data), start), run(encoder, data, start))
+
+
+# -- rank ------------------------------------------------------------------------------------------
+
+
+def trained_within(
+    encoder: Encoder, data: TrainingData, start: Adapter, rank: int | None, **changes: float | str
+) -> Adapter:
+    encoder.load_adapter(start)
+    config = dataclasses.replace(CONFIG, local_epochs=3, **changes)  # type: ignore[arg-type]
+    train(encoder, data, config, seed=[7, 1], rank=rank)
+    return encoder.adapter()
+
+
+def beyond_first(name: str, tensor: Tensor) -> Tensor:
+    """What of a factor lies beyond its first component; nothing of a scalar."""
+    axis = rank_axis(name)
+    return tensor.flatten()[:0] if axis is None else tensor.narrow(axis, 1, tensor.shape[axis] - 1)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 10**9])
+def test_the_rank_of_the_base_changes_no_bit(
+    encoder: Encoder, data: TrainingData, trained: Adapter, rank: int
+) -> None:
+    assert encoder.rank == 2
+    assert equal(
+        trained_within(encoder, data, trained, rank), trained_within(encoder, data, trained, None)
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("factors", ["both", "a", "b"])
+@pytest.mark.parametrize("mu", [0.0, 5.0])
+def test_only_the_first_components_move_weight_decay_included(
+    encoder: Encoder, data: TrainingData, trained: Adapter, optimizer: str, factors: str, mu: float
+) -> None:
+    end = trained_within(
+        encoder,
+        data,
+        trained,
+        1,
+        optimizer=optimizer,
+        trained_factors=factors,
+        weight_decay=0.5,
+        proximal_mu=mu,
+    )
+    moves = set(encoder.trainable_names(factors))
+    for name, start in trained.items():
+        assert torch.equal(beyond_first(name, end[name]), beyond_first(name, start)), name
+        first = within_rank({name: start}, 1)[name], within_rank({name: end[name]}, 1)[name]
+        assert torch.equal(*first) == (name not in moves), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("chunk_size", [0, 2])
+def test_a_smaller_rank_is_training_with_the_others_frozen(
+    encoder: Encoder, data: TrainingData, trained: Adapter, optimizer: str, chunk_size: int
+) -> None:
+    """The slow way: every gradient beyond the first component is made zero as it arises."""
+    changes: dict[str, float | str] = {"optimizer": optimizer, "chunk_size": chunk_size}
+    changes |= {"weight_decay": 0.0, "clip_norm": 0.1, "proximal_mu": 0.5}
+    fast = trained_within(encoder, data, trained, 1, **changes)
+
+    def frozen(name: str, gradient: Tensor) -> Tensor:
+        kept = gradient.clone()
+        beyond_first(name, kept).zero_()
+        return kept
+
+    named = zip(encoder.trainable_names(), encoder.trainable(), strict=True)
+    hooks = [parameter.register_hook(partial(frozen, name)) for name, parameter in named]
+    slow = trained_within(encoder, data, trained, None, **changes)
+    for hook in hooks:
+        hook.remove()
+    for name, tensor in slow.items():
+        torch.testing.assert_close(fast[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_the_others_take_part_in_the_forward_pass(
+    encoder: Encoder, data: TrainingData, trained: Adapter
+) -> None:
+    """With the others at zero the same components learn something else."""
+    alone = {name: tensor.clone() for name, tensor in trained.items()}
+    for name, tensor in alone.items():
+        beyond_first(name, tensor).zero_()
+    ends = [trained_within(encoder, data, start, 1) for start in (trained, alone)]
+    moves = [
+        within_rank({n: end[n] - start[n] for n in end}, 1)
+        for end, start in zip(ends, (trained, alone), strict=True)
+    ]
+    assert not equal(*moves)
 
 
 # -- early stopping --------------------------------------------------------------------------------

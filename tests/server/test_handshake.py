@@ -28,7 +28,7 @@ def config(**knobs: float) -> FederationConfig:
 
 
 def shake_hands(*regions: SmallRegion, **knobs: float) -> Meeting:
-    return handshake(SmallGrid(regions), config(**knobs), BASE, SCHEMA)
+    return handshake(SmallGrid(regions), config(**knobs), BASE, SCHEMA, rank=0)
 
 
 def simulated(name: str, **changes: object) -> SmallRegion:
@@ -120,7 +120,7 @@ def test_who_is_silent_is_refused(caplog: pytest.LogCaptureFixture) -> None:
             return list(super().send_and_receive(messages, timeout=timeout))[:1]
 
     grid = Lossy([simulated("east"), simulated("north"), SmallRegion("south")])
-    meeting = handshake(grid, config(**{"describe-timeout-s": 5}), BASE, SCHEMA)
+    meeting = handshake(grid, config(**{"describe-timeout-s": 5}), BASE, SCHEMA, rank=0)
     assert meeting.cohort == {2: "east"}
     assert meeting.refused == [
         {"region": "node 3", "reason": "no reply within 5 s"},
@@ -161,7 +161,7 @@ def test_an_error_reply_with_text_is_not_repeated(caplog: pytest.LogCaptureFixtu
             return Message(Error(code=2, reason="ValueError: red boots"), reply_to=message)
 
     with pytest.raises(FederationError):
-        handshake(Chatty(ClientApp(), 1, {}), config(), BASE, SCHEMA)
+        handshake(Chatty(ClientApp(), 1, {}), config(), BASE, SCHEMA, rank=0)
     assert caplog.messages == ["node 2 refused: it failed to describe itself: error code 2"]
 
 

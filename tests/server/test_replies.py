@@ -60,7 +60,11 @@ def test_each_reply_is_checked_before_the_next_is_asked_for() -> None:
             yield reply(node)
 
     passed, rejected = sort_replies(
-        answers(), COHORT, lambda content: happened.append("check"), where="here", timeout_s=1
+        answers(),
+        COHORT,
+        lambda region, content: happened.append("check"),
+        where="here",
+        timeout_s=1,
     )
     assert list(passed) == sorted(COHORT.values()) and rejected == []
     assert happened[1::2] == ["check"] * 4

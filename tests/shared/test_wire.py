@@ -332,6 +332,7 @@ DESCRIPTION = wire.Description(
     protocol_version=wire.PROTOCOL_VERSION,
     base_fingerprint="b" * 64,
     schema_hash="c" * 64,
+    rank=4,
     num_products=10,
     num_examples=20,
     num_validation_queries=3,
