@@ -41,10 +41,12 @@ from benchmarks.points import (
 from benchmarks.report import Figure, machine_facts
 from benchmarks.simulation import PRODUCTS, REQUESTS, federate_alone, make_run
 from benchmarks.timing import MIN_ROUNDS
+from shared.durable import sha256_file
 from shared.encoders.base import read_base
 from shared.encoders.encoder import load_encoder
 from shared.errors import ConfigError, FedshelfError
 from shared.retrieval.plan import plan_factory
+from shared.schema import load_region_config
 
 _FEDERATION_ROUNDS: Final = 2  # the first fills caches; the second is what a client-round costs
 _CALLS: Final = 200  # queries a round
@@ -98,18 +100,11 @@ class Bench:
         figures = [replace(figure, section=section) for figure in found.result]
         keep_point(self.given.out, replace(wanted, figures=(*figures, *report.figures)))
 
-    def learned(self) -> dict[str, Any]:
-        """What else a trained region's figures depend on."""
-        settings = {"base": self._fingerprint(), "region": self.region.name}
-        return settings | {"passes": self.given.passes, "seeds": self.given.seeds}
-
-    def seen(self) -> dict[str, Any]:
-        """What else the figures of photos depend on."""
-        settings = {"base": self._fingerprint(), "region": self.region.name}
-        return settings | {"rounds": self.given.rounds}
-
-    def _fingerprint(self) -> str:
-        return read_base(self.base).fingerprint
+    def source(self) -> dict[str, Any]:
+        """What was trained or encoded, by content: the base and the region's two files."""
+        data = load_region_config(self.region).data
+        digests = [sha256_file(self.region / name)[:12] for name in (data.catalog, data.clicks)]
+        return {"base": read_base(self.base).fingerprint, "data": digests}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -162,13 +157,10 @@ def _products(bench: Bench) -> None:
     settings |= {"queries": len(corpus.queries), "rounds": given.rounds}
     settings |= {"base": read_base(bench.base).fingerprint}
     vectors_only = replace(corpus, products=corpus.products[:0])  # what a process is sent
+    paces = {"calls": _CALLS, "rounds": given.rounds}
     for size in sorted(given.products):
-
-        def measure(size: int = size) -> Alone[list[Figure]]:
-            paces = {"calls": _CALLS, "rounds": given.rounds}
-            return alone(given.threads, measure_index, vectors_only, size, **paces)
-
         factory = plan_factory(size, corpus.vectors.shape[1])
+        measure = partial(alone, given.threads, measure_index, vectors_only, size, **paces)
         bench.point("products", size, settings, measure, label=factory.partition(",")[0])
 
 
@@ -184,17 +176,13 @@ def _regions(bench: Bench) -> None:
     settings = {"preset": "tiny", "products": PRODUCTS, "requests": REQUESTS, "engine": "local"}
     settings |= {"rounds": _FEDERATION_ROUNDS}
     for number in sorted(bench.given.regions):
-
-        def measure(number: int = number) -> Alone[list[Figure]]:
-            with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
-                return _federated(Path(folder) / "run", number, bench.given.threads)
-
-        bench.point("regions", number, settings, measure)
+        bench.point("regions", number, settings, partial(_federated, bench, number))
 
 
-def _federated(run: Path, number: int, threads: int) -> Alone[list[Figure]]:
-    make_run(run, number)
-    taken = federate_alone(run, "local", threads, rounds=_FEDERATION_ROUNDS)
+def _federated(bench: Bench, number: int) -> Alone[list[Figure]]:
+    with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
+        run = make_run(Path(folder) / "run", number)
+        taken = federate_alone(run, "local", bench.given.threads, rounds=_FEDERATION_ROUNDS)
     each = float(np.mean(taken["rounds"][2:])) / number * 1e3
     print(f"  {CLIENT_ROUND}: {each:.3g} ms", flush=True)
     return Alone([Figure("regions", CLIENT_ROUND, each, "ms")], taken["peak_bytes"], 0)
@@ -220,7 +208,7 @@ def _adapter(bench: Bench, section: str, at: int, shape: Shape) -> None:
             places = (bench.base, bench.region, Path(state))
             return alone(given.threads, measure_adapter, *places, shape, **paces)
 
-    bench.point(section, at, bench.learned(), measure)
+    bench.point(section, at, bench.source() | paces, measure)
 
 
 def _image_size(bench: Bench) -> None:
@@ -228,13 +216,10 @@ def _image_size(bench: Bench) -> None:
     if "vit" in config.name:
         print(f"image size: {config.name} takes {config.size} pixels alone; left out", flush=True)
         return
+    paces, places = {"rounds": given.rounds}, (bench.base, bench.region)
     for size in sorted(given.image_sizes):
-
-        def measure(size: int = size) -> Alone[list[Figure]]:
-            places = (bench.base, bench.region, size)
-            return alone(given.threads, measure_photos, *places, rounds=given.rounds)
-
-        bench.point("image size", size, bench.seen(), measure)
+        measure = partial(alone, given.threads, measure_photos, *places, size, **paces)
+        bench.point("image size", size, bench.source() | paces, measure)
 
 
 SECTIONS: Final = {
