@@ -4,6 +4,7 @@
 # make test-e2e      real processes, users, namespaces and a browser; CI runs both
 # make bench RUN=DIR learning, encoding, simulation and start-up beside what one would use instead
 # make bench-gpu     encoding and training on a GPU against its measured rates: bench-gpu.json
+# make bench-scaling RUN=DIR how cost grows, point by point: bench.json
 # make bench-search  search beside raw FAISS, bm25s and a plain pipeline: bench.json and a table
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # Exactly one FAISS: the GPU build where a GPU answers.
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo deploy-demo test test-e2e test-slow bench bench-gpu bench-search constraints clean
+.PHONY: demo deploy-demo test test-e2e test-slow bench bench-gpu bench-scaling bench-search constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/fedshelf simulate --out runs/demo
@@ -37,6 +38,10 @@ bench: $(VENV)/installed
 
 bench-gpu: $(VENV)/installed
 	$(BIN)/python -m benchmarks.gpu --device cuda
+
+# make bench-scaling RUN=DIR: of a folder that fedshelf simulate made
+bench-scaling: $(VENV)/installed
+	$(BIN)/python -m benchmarks.scaling $(RUN)
 
 bench-search: $(VENV)/installed
 	$(BIN)/python -m benchmarks.search

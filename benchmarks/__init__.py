@@ -1,1 +1,1 @@
-"""What search costs, measured beside what it is compared with; `make bench-search` runs it."""
+"""What search, learning and simulation cost, beside what they are compared with."""

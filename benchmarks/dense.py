@@ -61,7 +61,7 @@ def build(
 ) -> tuple[Any, float]:
     """An index by plan, its effort chosen by half of the corpus's queries; and its seconds."""
     start = time.perf_counter()
-    fitted, _ = _halves(corpus)
+    fitted, _ = halves(corpus)
     index = build_planned(
         vectors, factory=factory, seed=_SEED, queries=fitted, keeps_vectors=keeps_vectors
     )
@@ -133,7 +133,7 @@ def recalls(
     """
     rows = corpus.vectors if vectors is None else vectors
     report.add(section, f"{name}, effort (efSearch, nprobe)", searched.effort, "")
-    _, asked = _halves(corpus)
+    _, asked = halves(corpus)
     for kind, queries in (("perturbed products", None), ("queries", asked)):
         found = measure_recall(searched, rows, queries=queries, seed=_SEED)
         label = f"{name}, recall@10, {kind}"
@@ -165,7 +165,7 @@ def recall_in_depth(searched: VectorIndex, vectors: Matrix, queries: Matrix) -> 
     return float(np.mean(scores[:, :count] >= exact[:, -1:] - TIE_TOLERANCE))
 
 
-def _halves(corpus: Corpus) -> tuple[Matrix, Matrix]:
+def halves(corpus: Corpus) -> tuple[Matrix, Matrix]:
     """Queries to choose an effort by, as a region has its validation queries, and others."""
     queries = corpus.query_vectors[: 2 * _RECALL_QUERIES]
     return queries[::2], queries[1::2]

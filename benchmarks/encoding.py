@@ -4,7 +4,8 @@ Texts beside `SentenceTransformer.encode` with its default batch; photos beside 
 behind a `DataLoader` with one worker process a core. The weights are those of the run's base.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +16,11 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.floor import matrix_rate, operations
+from benchmarks.memory import alone
 from benchmarks.report import Report
-from benchmarks.timing import Spread, in_turns
-from client.worker import Worker
+from benchmarks.timing import Spread, Way, in_turns
+from client.worker import Worker, get_worker
+from shared.encoders.base import read_base
 from shared.encoders.image import ImageConfig, create_image_model, load_pixels
 from shared.encoders.text import TextConfig
 
@@ -25,6 +28,36 @@ SECTION: Final = "encoding"
 TARGET: Final = 2.0  # times
 PRODUCTS: Final = 1000
 _BATCH: Final = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is encoded, and by what.
+
+    Attributes:
+        worker: of a region.
+        base: folder of its base.
+        threads: worker processes of the DataLoader.
+    """
+
+    worker: Worker
+    base: Path
+    threads: int
+
+    @property
+    def texts(self) -> list[str]:
+        """Of the first products."""
+        return [text or "" for text in self.worker.region.texts[:PRODUCTS]]
+
+    @property
+    def photos(self) -> list[Path]:
+        """The first that there are."""
+        return [path for path in self.worker.region.image_paths if path is not None][:PRODUCTS]
+
+    def num_items(self, what: str) -> int:
+        """How many one call of a way encodes."""
+        counts = {"texts": len(self.texts), "photos": len(self.photos)}
+        return counts.get(what, self.worker.region.catalog.height)
 
 
 def measure_encoding(
@@ -37,51 +70,79 @@ def measure_encoding(
         worker: of a region.
         base: folder of its base.
         rounds: of each way, in turns.
-        threads: worker processes of the DataLoader.
+        threads: of torch, and worker processes of the DataLoader.
     """
-    encoder, region = worker.encoder, worker.region
-    encoder.reset(seed=0)  # encodes as the base does, so that both ways give the same vectors
-    rate = matrix_rate(encoder.device)
+    worker.encoder.reset(seed=0)  # encodes as the base does, so both ways give the same vectors
+    place, rate = Place(worker, base, threads), matrix_rate(worker.encoder.device)
     report.add(SECTION, "matrix rate, float32", rate / 1e9, "GFLOP/s")
-    texts = [text or "" for text in region.texts[:PRODUCTS]]
-    photos = [path for path in region.image_paths if path is not None][:PRODUCTS]
-    plain = plain_sentence_transformer(base / "text", encoder.base.text)
-    _compare(
-        report,
-        "texts",
-        len(texts),
-        {
-            "fedshelf": lambda _: encoder.encode_products(texts, [None] * len(texts)),
-            "sentence-transformers": lambda _: plain.encode(texts, normalize_embeddings=True),
-        },
-        rounds=rounds,
-        rate=rate,
-    )
-    if photos:
-        loop = PlainPhotos(base / "image", encoder.base.image, photos, processes=threads)
-        _compare(
-            report,
-            "photos",
-            len(photos),
-            {
-                "fedshelf": lambda _: encoder.encode_products([None] * len(photos), photos),
-                "timm and DataLoader": loop,
-            },
-            rounds=rounds,
-            rate=rate,
-        )
-    count, products = region.catalog.height, worker.products
-    _compare(
-        report,
-        "a catalog for a new release",
-        count,
-        {
-            "from kept activations": lambda _: encoder.product_matrix(products),
-            "from scratch": lambda _: encoder.encode_products(region.texts, region.image_paths),
-        },
-        rounds=rounds,
-        rate=rate,
-    )
+    for what, makers in WAYS.items():
+        if place.num_items(what):
+            ways = {name: make(place) for name, make in makers.items()}
+            _compare(report, what, place.num_items(what), ways, rounds=rounds, rate=rate)
+            _weigh(report, place, what)
+
+
+def encode_once(region: Path, base: Path, threads: int, what: str, way: str) -> None:
+    """One call of one way, for its memory.
+
+    Args:
+        region: its folder.
+        base: folder of its base.
+        threads: worker processes of the DataLoader.
+        what: key of `WAYS`.
+        way: key in it.
+    """
+    WAYS[what][way](Place(get_worker(region), base, threads))(0)
+
+
+def _weigh(report: Report, place: Place, what: str) -> None:
+    """Peak memory of each way, in a process that does nothing else."""
+    region, threads = place.worker.region.folder, place.threads
+    for way in WAYS[what]:
+        peak = alone(threads, encode_once, region, place.base, threads, what, way).peak_bytes
+        report.add(SECTION, f"{what}, {way}, peak memory", peak, "bytes")
+
+
+def _our_texts(place: Place) -> Way:
+    encoder, texts = place.worker.encoder, place.texts
+    return lambda _: encoder.encode_products(texts, [None] * len(texts))
+
+
+def _their_texts(place: Place) -> Way:
+    plain = plain_sentence_transformer(place.base / "text", read_base(place.base).text)
+    texts = place.texts
+    return lambda _: plain.encode(texts, normalize_embeddings=True)
+
+
+def _our_photos(place: Place) -> Way:
+    encoder, photos = place.worker.encoder, place.photos
+    return lambda _: encoder.encode_products([None] * len(photos), photos)
+
+
+def _their_photos(place: Place) -> Way:
+    config = read_base(place.base).image
+    return PlainPhotos(place.base / "image", config, place.photos, processes=place.threads)
+
+
+def _kept_catalog(place: Place) -> Way:
+    encoder, products = place.worker.encoder, place.worker.products
+    return lambda _: encoder.product_matrix(products)
+
+
+def _whole_catalog(place: Place) -> Way:
+    encoder, region = place.worker.encoder, place.worker.region
+    return lambda _: encoder.encode_products(region.texts, region.image_paths)
+
+
+# Made when they are asked for, so that a process holds no more than its own way.
+WAYS: Final[dict[str, dict[str, Callable[[Place], Way]]]] = {
+    "texts": {"fedshelf": _our_texts, "sentence-transformers": _their_texts},
+    "photos": {"fedshelf": _our_photos, "timm and DataLoader": _their_photos},
+    "a catalog for a new release": {
+        "from kept activations": _kept_catalog,
+        "from scratch": _whole_catalog,
+    },
+}
 
 
 def plain_sentence_transformer(folder: Path, config: TextConfig) -> Any:
@@ -135,7 +196,7 @@ class _Photos(Dataset[torch.Tensor]):
 
 
 def _compare(
-    report: Report, what: str, count: int, ways: dict[str, Any], *, rounds: int, rate: float
+    report: Report, what: str, count: int, ways: dict[str, Way], *, rounds: int, rate: float
 ) -> None:
     """Products a second of two ways, how many times the first is as fast, and its floor."""
     vectors = [way(0) for way in ways.values()]

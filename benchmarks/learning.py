@@ -17,7 +17,7 @@ import contextlib
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,14 @@ from torch.nn.functional import cross_entropy, normalize
 
 from benchmarks.encoding import plain_sentence_transformer
 from benchmarks.floor import matrix_rate, operations
+from benchmarks.memory import alone
 from benchmarks.report import Report
 from benchmarks.timing import Spread, in_turns
 from client.objective import TrainingData
 from client.training import train
-from client.worker import Worker
+from client.worker import Worker, get_worker
 from shared.config import TrainConfig, parse_run_config
+from shared.encoders.base import read_base
 from shared.encoders.encoder import Encoder
 from shared.encoders.text import TextConfig, load_text_model
 from shared.metrics import ndcg_of_gains
@@ -59,31 +61,20 @@ def measure_learning(report: Report, worker: Worker, base: Path, *, rounds: int)
         rounds: passes that are timed, after one that is not.
     """
     start = time.perf_counter()
-    data = worker.training_data
+    num_examples = len(worker.training_data.examples.weight)
     report.add(
         SECTION, "activations, where they are not kept yet", time.perf_counter() - start, "s"
     )
-    examples, text = data.examples, worker.encoder.base.text
-    products = [worker.region.texts[row] or "" for row in examples.product_row.tolist()]
-    pairs = [examples.queries[row] for row in examples.query_index.tolist()], products
-    config = parse_run_config({"run-dir": "x"}).train_config(1)
     worker.encoder.reset(seed=0)
-    ways: dict[str, Ours | _Theirs] = {
-        "fedshelf": Ours(worker.encoder, data, config),
-        "fedshelf, texts": Ours(worker.encoder.replica(), _texts_only(data), _clicks_only(config)),
-        "sentence-transformers": TheirTrainer(base / "text", text, pairs, config.batch_size),
-        "plain peft loop": PlainLoop(base / "text", text, pairs, config.batch_size),
-    }
+    ways = {name: make(worker, base) for name, make in WAYS.items()}
     taken = in_turns(ways, calls=1, rounds=rounds)
-    rates = {name: len(products) / seconds[:, 0] for name, seconds in taken.items()}
+    rates = {name: num_examples / seconds[:, 0] for name, seconds in taken.items()}
     for name, each in rates.items():
         report.add(SECTION, f"{name}, examples", Spread.of(each), "1/s")
-        report.add(
-            SECTION,
-            f"{name}, nDCG@{K} after {rounds + 1} passes",
-            _ndcg(ways[name], worker),
-            "nDCG",
-        )
+        found = ndcg_shown(ways[name], worker)
+        report.add(SECTION, f"{name}, nDCG@{K} after {rounds + 1} passes", found, "nDCG")
+        peak = alone(torch.get_num_threads(), learn_once, worker.region.folder, base, name)
+        report.add(SECTION, f"{name}, peak memory", peak.peak_bytes, "bytes")
     rate = matrix_rate(worker.encoder.device)
     for ours in list(rates)[:2]:
         counted = operations(partial(ways[ours], 0))
@@ -92,6 +83,17 @@ def measure_learning(report: Report, worker: Worker, base: Path, *, rounds: int)
         for theirs in list(rates)[2:]:
             times = Spread.of(rates[ours] / rates[theirs])
             report.add(SECTION, f"{ours} to {theirs}", times, "times", target=TARGET)
+
+
+def learn_once(region: Path, base: Path, way: str) -> None:
+    """One pass of one way, for its memory.
+
+    Args:
+        region: its folder.
+        base: folder of its base.
+        way: key of `WAYS`.
+    """
+    WAYS[way](get_worker(region), base)(0)
 
 
 class Ours:
@@ -256,10 +258,50 @@ def _clicks_only(config: TrainConfig) -> TrainConfig:
     return replace(config, alignment_weight=0.0, anchor_weight=0.0, known_item_weight=0.0)
 
 
-def _ndcg(way: Ours | _Theirs, worker: Worker) -> float:
-    """Of what held-out shoppers were shown, in the order of its vectors."""
+def ndcg_shown(way: Ours | _Theirs, worker: Worker) -> float:
+    """nDCG@10 of what held-out shoppers were shown, in the order of a way's vectors."""
     queries, products = way.vectors(worker)
     held_out, ordered = worker.validation, []
     for query, rows, gains in zip(queries, held_out.rows, held_out.gains, strict=True):
         ordered.append(gains[np.argsort(-(products[rows] @ query), kind="stable")])
     return ndcg_of_gains(ordered, k=K)
+
+
+def _ours(worker: Worker, base: Path) -> Ours:
+    return Ours(worker.encoder, worker.training_data, default_config())
+
+
+def _ours_on_texts(worker: Worker, base: Path) -> Ours:
+    data, config = _texts_only(worker.training_data), _clicks_only(default_config())
+    return Ours(worker.encoder.replica(), data, config)
+
+
+def _pairs(worker: Worker) -> tuple[list[str], list[str]]:
+    """Queries and texts of what was clicked for them, E each."""
+    examples, texts = worker.examples, worker.region.texts
+    products = [texts[row] or "" for row in examples.product_row.tolist()]
+    return [examples.queries[row] for row in examples.query_index.tolist()], products
+
+
+def _their_trainer(worker: Worker, base: Path) -> TheirTrainer:
+    batch = default_config().batch_size
+    return TheirTrainer(base / "text", read_base(base).text, _pairs(worker), batch)
+
+
+def _plain_loop(worker: Worker, base: Path) -> PlainLoop:
+    batch = default_config().batch_size
+    return PlainLoop(base / "text", read_base(base).text, _pairs(worker), batch)
+
+
+def default_config() -> TrainConfig:
+    """Of a first round, with the default knobs."""
+    return parse_run_config({"run-dir": "x"}).train_config(1)
+
+
+# Made when they are asked for, so that a process holds no more than its own way.
+WAYS: Final[dict[str, Callable[[Worker, Path], Ours | _Theirs]]] = {
+    "fedshelf": _ours,
+    "fedshelf, texts": _ours_on_texts,
+    "sentence-transformers": _their_trainer,
+    "plain peft loop": _plain_loop,
+}

@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.corpus import Corpus, more_vectors
 from benchmarks.dense import build, compare, recalls
+from benchmarks.memory import peak_bytes
 from benchmarks.report import Report
 from shared.retrieval.plan import plan_factory
 from shared.retrieval.vectors import VectorIndex
@@ -45,8 +46,7 @@ def measure_million(
     searched = VectorIndex.over(index, matrix=matrix)
     recalls(report, SECTION, name, searched, corpus, vectors)
     compare(report, SECTION, name, searched, index, corpus, calls, rounds, callers)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    report.add(SECTION, f"{name}, peak memory of the benchmark", peak, "bytes")
+    report.add(SECTION, f"{name}, peak memory of the benchmark", peak_bytes(), "bytes")
 
 
 def bound_memory() -> None:

@@ -4,6 +4,7 @@ A figure without its machine is none: cores, threads, versions, date and how bus
 stand beside them.
 """
 
+import json
 import os
 import platform
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from benchmarks.timing import Seconds, Spread, quantile_ms, ratio
 from shared.durable import replace_file
+from shared.errors import ConfigError
 
 DENSE_TARGET: Final = 1.1  # of raw FAISS
 BUSY_LOAD: Final = 0.25  # other processes' load a core above which figures are marked
@@ -128,17 +130,38 @@ class Report:
         """Write all of it as JSON.
 
         Args:
-            path: the file; replaced as a whole.
+            path: the file; points of `benchmarks.scaling` in it stay.
         """
-        import json
-
-        machine = self.machine | {"load_at_end": _load()}
         content = {
-            "machine": machine,
+            "machine": self.machine | {"load_at_end": _load()},
             "settings": self.settings,
             "figures": [asdict(figure) | {"met": figure.met} for figure in self.figures],
         }
-        replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(path, content)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of figures holds; empty where there is none.
+
+    Raises:
+        ConfigError: the file is not one of ours.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path}: no file of figures; name another with --out") from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace some keys of a file of figures; the others stay.
+
+    Args:
+        path: the file, made if missing; a kill leaves the old one or the new.
+        content: by key.
+    """
+    replace_file(path, (json.dumps(read_json(path) | content, indent=1) + "\n").encode())
 
 
 def machine_facts(*, threads: int) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
+from benchmarks.memory import alone
 from benchmarks.report import Report
 from benchmarks.timing import Spread
 from benchmarks.uplink import siglip_update, update_bytes
@@ -51,6 +54,9 @@ def measure_rounds(report: Report, run: Path, scratch: Path, *, rounds: int) -> 
     run_engine("local", knobs, num_regions=len(workers))
     forget_workers()
     _put_down(report, History(copy / "headquarters"), spent, len(workers))
+    knobs["num-rounds"] = rounds + 2
+    peak = alone(torch.get_num_threads(), go_on, knobs, len(workers)).peak_bytes
+    report.add(SECTION, f"{len(workers)} regions, peak memory", peak, "bytes")
     adapter = before.adapter(0)
     for encoding in ("float32", "float16", "int8"):
         reply = train_reply(adapter, encoding=encoding, num_examples=1, loss=0.0, seconds=0.0)
@@ -58,6 +64,16 @@ def measure_rounds(report: Report, run: Path, scratch: Path, *, rounds: int) -> 
         report.add(SECTION, f"an update, {encoding}", record_bytes(reply), "bytes", target=target)
     siglip = float(update_bytes(siglip_update(), "int8"))
     report.add(SECTION, "an update of siglip2-base, int8", siglip, "bytes", target=SIGLIP_TARGET)
+
+
+def go_on(knobs: dict[str, Any], regions: int) -> None:
+    """Run the rounds of a federation that are missing, for their memory.
+
+    Args:
+        knobs: of the run.
+        regions: how many it has.
+    """
+    run_engine("local", knobs, num_regions=regions)
 
 
 def _time(worker: Worker, spent: dict[str, list[float]]) -> None:

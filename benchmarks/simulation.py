@@ -12,7 +12,6 @@ is such a process: it runs a federation and prints what it took.
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from benchmarks.memory import peak_bytes
 from benchmarks.report import Report
 from benchmarks.timing import Spread
 from server.history import History
@@ -41,6 +41,7 @@ TARGET: Final = 20.0  # times Flower's engine, at `TARGET_REGIONS`
 TARGET_REGIONS: Final = 256
 PRODUCTS, REQUESTS, SHOWN = 50, 60, 5
 FEDERATION_ROUNDS: Final = 3  # the first fills caches, the others are what a client-round costs
+PEAK: Final = {"local": "peak memory", "flower": "peak memory without Ray's processes"}
 _TEMPLATES: Final = 64  # distinct regions; more are these again, under other names
 _KINDS: Final = ("boot", "shoe", "lamp", "coat", "phone", "dress", "shirt", "belt", "watch", "bag")
 _LOOKS: Final = ("red", "blue", "green", "black", "white", "leather", "cotton", "wool", "small")
@@ -65,7 +66,7 @@ def measure_simulation(
         for turn in range(rounds):
             for engine in engines[:: 1 if turn % 2 == 0 else -1]:
                 forget(run)
-                taken[engine].append(_measured(run, engine, threads))
+                taken[engine].append(federate_alone(run, engine, threads))
         _put_down(report, number, taken)
 
 
@@ -128,13 +129,19 @@ def federate(run: Path, engine: str, *, rounds: int) -> dict[str, Any]:
         engine, {"run-dir": str(run), "num-rounds": rounds, "gate": False}, num_regions=number
     )
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     taken = [record.seconds for record in History(run / "headquarters").rounds()]
-    return {"seconds": seconds, "rounds": taken, "peak_bytes": peak}
+    return {"seconds": seconds, "rounds": taken, "peak_bytes": peak_bytes()}
 
 
-def _measured(run: Path, engine: str, threads: int) -> dict[str, Any]:
-    words = [str(run), engine, str(FEDERATION_ROUNDS), str(threads)]
+def federate_alone(
+    run: Path, engine: str, threads: int, *, rounds: int = FEDERATION_ROUNDS
+) -> dict[str, Any]:
+    """`federate` in a process of its own.
+
+    Raises:
+        ConfigError: it fails.
+    """
+    words = [str(run), engine, str(rounds), str(threads)]
     command = [sys.executable, "-m", "benchmarks.simulation", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -156,8 +163,8 @@ def _put_down(report: Report, number: int, taken: dict[str, list[dict[str, Any]]
         report.add(SECTION, f"{name}, {engine}", Spread.of(whole[engine]), "s")
         each = Spread.of(later[engine] * 1e3)
         report.add(SECTION, f"{name}, {engine}, a client-round", each, "ms")
-    peak = max(one["peak_bytes"] for one in taken["local"])
-    report.add(SECTION, f"{name}, local, peak memory", peak, "bytes")
+        peak = max(one["peak_bytes"] for one in taken[engine])
+        report.add(SECTION, f"{name}, {engine}, {PEAK[engine]}", peak, "bytes")
     if len(taken) < len(ENGINES):
         return
     target = TARGET if number == TARGET_REGIONS else None

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from benchmarks.memory import peak_of_command
 from benchmarks.report import Report
 from benchmarks.timing import Spread, Way, in_turns
 from shared.errors import ConfigError
@@ -26,18 +27,22 @@ def measure_startup(report: Report, region: Path, *, rounds: int) -> None:
     Raises:
         ConfigError: a command fails, such as a search without an index.
     """
-    ways = {
-        "fedshelf --help": _command(*_FEDSHELF, "--help"),
-        "python -c pass": _command("-c", "pass"),
-        "fedshelf search": _command(*_FEDSHELF, "search", "--region", str(region), "red boots"),
-        "import torch, transformers": _command(*_IMPORTS),
+    commands = {
+        "fedshelf --help": (*_FEDSHELF, "--help"),
+        "python -c pass": ("-c", "pass"),
+        "fedshelf search": (*_FEDSHELF, "search", "--region", str(region), "red boots"),
+        "import torch, transformers": _IMPORTS,
     }
+    ways = {name: _command(*command) for name, command in commands.items()}
     taken = {
         name: seconds[:, 0] for name, seconds in in_turns(ways, calls=1, rounds=rounds).items()
     }
     for name, seconds in taken.items():
         target = HELP_TARGET_S if name.endswith("--help") else None
         report.add(SECTION, name, Spread.of(seconds), "s", target=target)
+    for name, command in commands.items():
+        peak = peak_of_command([sys.executable, *command])
+        report.add(SECTION, f"{name}, peak memory", peak, "bytes")
 
 
 def _command(*arguments: str) -> Way:

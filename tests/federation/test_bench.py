@@ -1,13 +1,17 @@
 """`make bench` runs on a handful of products; no time is asserted, only what was measured."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import benchmarks.simulation
+from benchmarks import encoding, learning, rounds
 from benchmarks.__main__ import main
+from benchmarks.memory import Alone, alone, peak_of_command
 from benchmarks.report import Report
 from benchmarks.simulation import federate, make_run, measure_simulation
 from benchmarks.startup import measure_startup
@@ -16,9 +20,15 @@ from shared.errors import ConfigError
 
 
 @pytest.fixture
-def finished(run: Path) -> Path:
+def finished(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (run / "run.json").write_text(json.dumps({"seed": 7}))
+    for section in (encoding, learning, rounds):  # a process of its own takes seconds to import
+        monkeypatch.setattr(section, "alone", in_this_process)
     return run
+
+
+def in_this_process(threads: int, call: Callable[..., Any], *args: Any) -> Alone[Any]:
+    return Alone(call(*args), peak_bytes=2**30, start_bytes=2**29)
 
 
 def figures(finished: Path, section: str) -> dict[str, dict[str, Any]]:
@@ -34,6 +44,7 @@ def test_encoding_gives_the_vectors_that_others_give(finished: Path) -> None:
     times = found["texts, fedshelf to sentence-transformers"]
     assert times["unit"] == "times" and times["target"] == 2 and times["low"] <= times["high"]
     assert times["met"] is (times["value"] >= 2)
+    assert sum(name.endswith("peak memory") for name in found) == 6
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's own
@@ -43,6 +54,7 @@ def test_all_ways_of_learning_learn_and_are_measured_alike(finished: Path) -> No
     for way in ways:
         assert found[f"{way}, examples"]["value"] > 0
         assert 0 < found[f"{way}, nDCG@10 after 6 passes"]["value"] <= 1
+        assert found[f"{way}, peak memory"]["value"] == 2**30
     pairs = [name for name in found if " to " in name]
     assert len(pairs) == 4 and all(found[name]["target"] == 5 for name in pairs)
 
@@ -53,6 +65,7 @@ def test_a_round_is_never_shorter_than_the_training_in_it(finished: Path) -> Non
     whole = found["2 regions, round / its local training"]
     assert whole["low"] >= 1
     assert whole["value"] >= found["2 regions, round / its local training and evaluation"]["value"]
+    assert found["2 regions, peak memory"]["value"] == 2**30
     sizes = [found[f"an update, {e}"]["value"] for e in ("float32", "float16", "int8")]
     assert sizes == sorted(sizes, reverse=True)
     assert sorted(path for path in finished.rglob("*") if "headquarters" in path.parts) == before
@@ -80,6 +93,22 @@ def test_more_regions_than_templates_are_regions_of_their_own(
     federate(run, "local", rounds=1)
     last = History(run / "headquarters").rounds()[-1]
     assert len(set(last.cohort)) == 5 and last.rejected == []
+
+
+def test_the_peak_of_a_process_is_its_own() -> None:
+    held = bytearray(300_000_000)  # by this process, which must not count
+    found = alone(0, len, bytes(50_000_000))
+    assert found.result == 50_000_000
+    assert found.start_bytes < found.peak_bytes < len(held)
+    assert found.peak_bytes > found.start_bytes + 40_000_000
+    nothing = peak_of_command([sys.executable, "-c", "pass"])
+    filled = peak_of_command([sys.executable, "-c", "bytearray(b'x') * 60_000_000"])
+    assert nothing + 40_000_000 < filled < len(held)
+
+
+def test_a_command_that_fails_has_no_peak() -> None:
+    with pytest.raises(OSError, match=r"exit\(3\): failed"):
+        peak_of_command([sys.executable, "-c", "exit(3)"])
 
 
 def test_a_command_that_fails_is_no_measurement(tmp_path: Path) -> None:
