@@ -64,21 +64,10 @@ def train(
     stopping = None
     if validate and config.patience > 0:
         stopping = EarlyStopping(encoder, validate, config.patience)
-    size, part, parts = len(data.examples.weight), config.part, config.rounds_per_epoch
-    earlier = sum(num_batches(size, config.batch_size, p, parts) for p in range(part))
     for epoch in range(config.local_epochs):
         order = [*seed, epoch]
         objective.draw_views(order)
-        batches = epoch_batches(
-            data.examples,
-            batch_size=config.batch_size,
-            seed=order,
-            hard_negatives=config.hard_negatives,
-            part=part,
-            parts=parts,
-        )
-        known_items = islice(_known_batches(data, config, order), earlier, None)
-        for batch, known in zip(batches, known_items, strict=False):
+        for batch, known in _epoch(data, config, order):
             descent.clear()
             total += objective.backward(batch, known)
             descent.step()
@@ -135,6 +124,23 @@ class EarlyStopping:
     def keep_best(self) -> None:
         """Give the encoder the best epoch's adapter."""
         self._encoder.load_adapter(self._adapter)
+
+
+def _epoch(
+    data: TrainingData, config: TrainConfig, order: list[int]
+) -> Iterator[tuple[Batch, Batch | None]]:
+    """A round's part of an epoch: each step's clicks and known items, as if it ran as a whole."""
+    size, part, parts = len(data.examples.weight), config.part, config.rounds_per_epoch
+    earlier = sum(num_batches(size, config.batch_size, p, parts) for p in range(part))
+    batches = epoch_batches(
+        data.examples,
+        batch_size=config.batch_size,
+        seed=order,
+        hard_negatives=config.hard_negatives,
+        part=part,
+        parts=parts,
+    )
+    return zip(batches, islice(_known_batches(data, config, order), earlier, None), strict=False)
 
 
 def _known_batches(

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from torch import Tensor
 
 from client.acceptance import not_inferior
 from client.clicks import (
@@ -28,13 +27,12 @@ from client.clicks import (
     make_validation_set,
     split_log,
 )
-from client.control_variates import ControlVariates
+from client.control_variates import Control, ControlVariates
 from client.decisions import newest_decision
 from client.evaluation import K, compare, evaluate
 from client.feedback import feedback_of
 from client.known_items import known_items_of
 from client.objective import TrainingData, make_training_data
-from client.optimization import next_control
 from client.personal import RELEASE, Personal, write_personal
 from client.personalization import choose, make_candidates
 from client.region import Region, open_region, read_clicks
@@ -347,46 +345,62 @@ class Worker:
                 SCAFFOLD is asked for, and this region trains less than the base's rank.
             WireError: the statistics are of vectors of another length.
         """
-        if purpose == LOCAL:
-            self._require_consent("local_adapter", self.region.config.sharing.local_adapter)
-            config = replace(config, decorrelation_weight=0.0)  # that is the federation's
+        config = self._agreed(config, purpose, control=control, federation=federation)
+        data, start = self._seen_with(config.augmented_views), time.perf_counter()
+        kept, begun = ControlVariates(self.region.state), None
         if control is not None:
-            self._require_whole_rank()
-        if federation is not None and len(federation.query) != self.encoder.dim:
-            raise WireError(f"train message: statistics are not of {self.encoder.dim} dimensions")
-        data = self._seen_with(config.augmented_views)
-        start = time.perf_counter()
+            begun = kept.before(server_round, control, counted)
         self.encoder.load_adapter(adapter)
-        seed = order_seed(config, server_round, self.region.config.region)
-        validate = self.validated if self.validation.queries else None
-        kept, own = ControlVariates(self.region.state), Adapter()
-        correction: list[Tensor] = []
-        if control is not None:
-            own = kept.before(server_round, control, counted)
-            names = self.encoder.trainable_names(config.trained_factors)
-            correction = [control[name] - own[name] for name in names]
-        loss = train(
-            self.encoder,
-            data,
-            config,
-            seed=seed,
-            rank=self.rank,
-            correction=correction,
-            federation=federation,
-            on_step=self.on_step,
-            validate=validate,
-        )
-        update = self.encoder.update(adapter, config.trained_factors)
-        seconds, change = time.perf_counter() - start, None
-        if control is not None:
-            steps, rate = num_steps(data, config), config.learning_rate
-            reached = next_control(own, control, update, steps=steps, learning_rate=rate)
-            change = rounded(subtract(reached, own), config.update_encoding)
-            kept.keep(add(own, change), change, server_round)
+        loss = self._descend(data, config, server_round, begun, federation)
+        update, change = self.encoder.update(adapter, config.trained_factors), None
+        seconds = time.perf_counter() - start
+        if begun is not None:
+            change = begun.change(update, config, steps=num_steps(data, config))
+            kept.keep(begun, change, server_round)
         sent = self._sent(update, config.update_encoding, server_round, adapter, purpose=purpose)
         asked = config.decorrelation_weight > 0
         statistics = encoding_statistics(self.encoder, data) if asked else None
         return Trained(sent, len(data.examples.weight), loss, seconds, change, statistics)
+
+    def _agreed(
+        self,
+        config: TrainConfig,
+        purpose: str,
+        *,
+        control: Adapter | None,
+        federation: Statistics | None,
+    ) -> TrainConfig:
+        """What this region trains by; it raises where it has not agreed, or cannot."""
+        if control is not None:
+            self._require_whole_rank()
+        if federation is not None and len(federation.query) != self.encoder.dim:
+            raise WireError(f"train message: statistics are not of {self.encoder.dim} dimensions")
+        if purpose != LOCAL:
+            return config
+        self._require_consent("local_adapter", self.region.config.sharing.local_adapter)
+        return replace(config, decorrelation_weight=0.0)  # that is the federation's
+
+    def _descend(
+        self,
+        data: TrainingData,
+        config: TrainConfig,
+        server_round: int,
+        control: Control | None,
+        federation: Statistics | None,
+    ) -> float:
+        """Train the loaded adapter in place; the mean loss, nats."""
+        names = self.encoder.trainable_names(config.trained_factors)
+        return train(
+            self.encoder,
+            data,
+            config,
+            seed=order_seed(config, server_round, self.region.config.region),
+            rank=self.rank,
+            correction=control.correction(names) if control else (),
+            federation=federation,
+            on_step=self.on_step,
+            validate=self.validated if self.validation.queries else None,
+        )
 
     def validated(self) -> float:
         """nDCG@10 on validation clicks of the encoder as it is."""

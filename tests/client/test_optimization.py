@@ -14,7 +14,7 @@ from client.control_variates import ControlVariates as OwnControl
 from client.optimization import Descent, add_proximal, next_control
 from server.aggregator import Aggregator
 from server.control_variates import ControlVariates
-from shared.adapter import Adapter, add, subtract
+from shared.adapter import Adapter
 from shared.config import TrainConfig, parse_run_config
 
 RATE, STEPS = 0.1, 5
@@ -121,12 +121,12 @@ class Simulated:
     def train(self, name: str, variates: ControlVariates) -> tuple[Adapter, Adapter]:
         """A region's update and the change of its control variate, kept as a region keeps it."""
         (a, b, _), kept, common = REGIONS[name], OwnControl(self.state / name), variates.common()
-        own = kept.before(self.round, common, variates.receipts())
-        end = descend(float(self.adapter["x"]), a, b, settings(), float(common["x"] - own["x"]))
+        before = kept.before(self.round, common, variates.receipts())
+        (correction,) = before.correction(["x"])
+        end = descend(float(self.adapter["x"]), a, b, settings(), float(correction))
         update = {"x": torch.tensor([end]) - self.adapter["x"]}
-        reached = next_control(own, common, update, steps=STEPS, learning_rate=RATE)
-        change = subtract(reached, own)
-        kept.keep(add(own, change), change, self.round)
+        change = before.change(update, settings(update_encoding="float32"), steps=STEPS)
+        kept.keep(before, change, self.round)
         return update, change
 
     def go(self, *, lost: str = "", twice: bool = False) -> None:
@@ -150,7 +150,7 @@ class Simulated:
         total = found = 0.0
         for name, (*_, n) in REGIONS.items():
             kept = OwnControl(self.state / name)
-            own = kept.before(self.round + 1, variates.common(), variates.receipts())
+            own = kept.before(self.round + 1, variates.common(), variates.receipts()).own
             found, total = found + n * float(own["x"]), total + n
         return found / total
 
@@ -195,4 +195,4 @@ def test_a_control_variate_of_an_earlier_training_is_not_used(tmp_path: Path) ->
     for _ in range(3):
         earlier.go()
     form = {"x": torch.zeros(1)}
-    assert OwnControl(tmp_path / "east").before(3, form, [])["x"] == 0
+    assert OwnControl(tmp_path / "east").before(3, form, []).own["x"] == 0
