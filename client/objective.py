@@ -197,11 +197,11 @@ class Objective:
     def _joint(
         self, vectors: Mapping[str, Tensor], batch: Batch, known: Batch | None
     ) -> tuple[Tensor, Tensor]:
-        """All terms with their weights, (), and the products' vectors (V, D)."""
+        """All terms with their weights, (), and the products' vectors, a row each."""
         encoder, data, config = self._encoder, self._data, self._config
         temperature = encoder.fusion.temperature()
-        query, text, image = vectors[_QUERY], vectors[_TEXT], vectors[_IMAGE]
-        product = encoder.fused(text, image, data.products, batch.product_rows)  # (V, D)
+        asked, text, image = vectors[_QUERY], vectors[_TEXT], vectors[_IMAGE]
+        query, product = encoder.fusion.place(asked), self._products(vectors, batch)
         loss = self.clicks(query, product, batch, temperature)
         if known is not None:
             loss = loss + config.known_item_weight * _contrast(
@@ -211,7 +211,7 @@ class Objective:
         present = torch.from_numpy(both[batch.product_rows]).to(encoder.device)
         alignment = image_text_loss(image, text, present, temperature=temperature)
         base_query, base_text = (base.to(encoder.device) for base in _base_vectors(data, batch))
-        away = drift(query, base_query) + drift(text[: batch.num_clicked], base_text)
+        away = drift(asked, base_query) + drift(text[: batch.num_clicked], base_text)
         loss = loss + config.alignment_weight * alignment + config.anchor_weight * away
         if config.match_weight > 0:
             match = match_loss(image, text, present, temperature=temperature)
@@ -219,6 +219,11 @@ class Objective:
         if config.decorrelation_weight > 0:
             loss = loss + config.decorrelation_weight * self._decorrelation(query, product, batch)
         return loss, product
+
+    def _products(self, vectors: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """The batch's products, fused."""
+        products, rows = self._data.products, batch.product_rows
+        return self._encoder.fused(vectors[_TEXT], vectors[_IMAGE], products, rows)
 
     def _decorrelation(self, query: Tensor, product: Tensor, batch: Batch) -> Tensor:
         """DCCO's loss a dimension, (), so that its weight means the same in every base."""

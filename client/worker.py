@@ -213,7 +213,7 @@ class Worker:
     def products(self) -> ProductPrefixes:
         """Kept activations of the whole catalog."""
         texts = self.region.texts
-        fingerprint, cache = self.encoder.base.fingerprint, self.region.state / "prefix_cache"
+        fingerprint, cache = self.encoder.base.towers, self.region.state / "prefix_cache"
         products = ProductPrefixes(
             text_prefixes(cache, self.encoder.text, fingerprint, texts, self._progress("texts")),
             self._photo_prefixes(0),
@@ -225,13 +225,13 @@ class Worker:
     @property
     def catalog_texts(self) -> Path:
         """Where kept activations of the catalog's texts are, or will be; they hold no query."""
-        cache, fingerprint = self.region.state / "prefix_cache", self.encoder.base.fingerprint
+        cache, fingerprint = self.region.state / "prefix_cache", self.encoder.base.towers
         return text_folder(cache, self.encoder.text, fingerprint, self.region.texts)
 
     def query_prefixes(self, queries: list[str]) -> TextPrefixes:
         """Kept activations of a list of queries."""
         cache = self.region.state / "prefix_cache"
-        kept = text_prefixes(cache, self.encoder.text, self.encoder.base.fingerprint, queries)
+        kept = text_prefixes(cache, self.encoder.text, self.encoder.base.towers, queries)
         self._bound_cache()
         return kept
 
@@ -273,7 +273,7 @@ class Worker:
 
     def _photo_prefixes(self, view: int) -> ImagePrefixes:
         cache, report = self.region.state / "prefix_cache", self._progress("photos")
-        tower, fingerprint = self.encoder.image, self.encoder.base.fingerprint
+        tower, fingerprint = self.encoder.image, self.encoder.base.towers
         paths = self.region.image_paths
         return image_prefixes(cache, tower, fingerprint, paths, report, view=view)
 

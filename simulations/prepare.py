@@ -292,7 +292,7 @@ def _dense_rows(
     progress: RunProgress,
 ) -> NDArray[np.int64]:
     """The untrained base's best rows; what is computed for it stays in the region's cache."""
-    cache, fingerprint = folder / "state" / "prefix_cache", encoder.base.fingerprint
+    cache, fingerprint = folder / "state" / "prefix_cache", encoder.base.towers
     paths = [folder / "images" / name if name else None for name in catalog["image"].to_list()]
     bar = progress.bar
     name = folder.name
