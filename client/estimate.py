@@ -412,7 +412,8 @@ def _measure_index(
     )
     encoder.product_matrix(products)  # the first time warms up
     start = time.perf_counter()
-    parts = index_parts(sample, encoder.product_matrix(products))
+    vectors = encoder.product_matrix(products)
+    parts = index_parts(sample, vectors, distance=encoder.distance)
     folder = write_index_folder(
         beside / "indexes",
         parts,

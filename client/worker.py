@@ -516,7 +516,7 @@ class Worker:
             vectors: of the catalog, (N, D), by the encoder as it is loaded.
         """
         held_out = self.validation
-        dense = dense_scores(self.query_vectors(), vectors, held_out.rows)
+        dense = self._dense_scores(self.query_vectors(), vectors, held_out)
         return tune(
             dense,
             self._validation_words,
@@ -534,8 +534,14 @@ class Worker:
     ) -> list[NDArray[np.float64]]:
         """The gains of what gate queries showed, in the order of an index of these vectors."""
         rows, gains = self.gate.rows, self.gate.gains
-        dense, weight = dense_scores(queries, vectors, rows), self.tune(vectors).dense_weight
+        dense = self._dense_scores(queries, vectors, self.gate)
+        weight = self.tune(vectors).dense_weight
         return mixed_gains(dense, self._gate_words, rows, gains, dense_weight=weight)
+
+    def _dense_scores(
+        self, queries: NDArray[np.float32], vectors: NDArray[np.float32], shown: ValidationSet
+    ) -> ShownScores:
+        return dense_scores(queries, vectors, shown.rows, distance=self.encoder.distance)
 
     @cached_property
     def lexical(self) -> LexicalIndex:

@@ -239,6 +239,11 @@ class Encoder:
         """Encoder digest: sha256 over base fingerprint and adapter."""
         return encoder_digest(self.base.fingerprint, self.adapter())
 
+    @property
+    def distance(self) -> str:
+        """By which vectors are compared; see `shared.similarity`."""
+        return self.base.distance
+
     # -- vectors, with gradients -----------------------------------------------------------------
 
     def text_vectors(self, texts: TextPrefixes | TextViews, rows: NDArray[np.int64]) -> Tensor:
