@@ -278,7 +278,7 @@ def _text_work(
     """Each list is kept in a folder of its own, as a whole or not at all."""
     from shared.encoders.prefix_cache import text_folder, text_prefixes
 
-    fingerprint = encoder.base.fingerprint
+    fingerprint = encoder.base.towers
     every = [text for texts in lists for text in texts]
     some = [every[row] for row in _spread(len(every), sample)]
     kept = text_prefixes(beside, encoder.text, fingerprint, some)
@@ -300,7 +300,7 @@ def _photo_work(region: "Region", encoder: "Encoder", beside: Path, sample: int)
     """A catalog's photos are kept in one file with a row for every product."""
     from shared.encoders.prefix_cache import image_folder, image_prefixes
 
-    fingerprint = encoder.base.fingerprint
+    fingerprint = encoder.base.towers
     every = [path for path in region.image_paths if path]
     some = [every[row] for row in _spread(len(every), sample)]
     kept = image_prefixes(beside, encoder.image, fingerprint, some)
@@ -342,7 +342,7 @@ def _sample_data(
     from shared.encoders.encoder import ProductPrefixes
     from shared.encoders.prefix_cache import image_prefixes, text_prefixes
 
-    fingerprint, rows = encoder.base.fingerprint, _spread(region.catalog.height, sample)
+    fingerprint, rows = encoder.base.towers, _spread(region.catalog.height, sample)
     texts = [region.texts[row] for row in rows]
     products = ProductPrefixes(
         text_prefixes(beside, encoder.text, fingerprint, texts),
@@ -412,7 +412,8 @@ def _measure_index(
     )
     encoder.product_matrix(products)  # the first time warms up
     start = time.perf_counter()
-    parts = index_parts(sample, encoder.product_matrix(products))
+    vectors = encoder.product_matrix(products)
+    parts = index_parts(sample, vectors, distance=encoder.distance)
     folder = write_index_folder(
         beside / "indexes",
         parts,

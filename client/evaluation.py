@@ -26,6 +26,7 @@ from shared.metrics import (
     self_normalized,
 )
 from shared.retrieval.index import build_index, search_index
+from shared.similarity import BY_NAME
 from shared.wire import Difference
 
 K = 10
@@ -38,7 +39,7 @@ def rank(
     encoder: Encoder, products: ProductPrefixes, queries: TextPrefixes, *, k: int
 ) -> NDArray[np.int64]:
     """The k best catalog rows of every query, best first, (Q, k); -1 past the catalog's end."""
-    index = build_index(encoder.product_matrix(products))
+    index = build_index(encoder.product_matrix(products), distance=encoder.distance)
     return search_index(index, encoder.query_matrix(queries), k)[1]
 
 
@@ -159,7 +160,8 @@ def _order(
     """How the encoder orders what each query was shown, the best first, (R,) each."""
     shown = np.unique(np.concatenate(held_out.rows))
     vectors = encoder.product_matrix(products, shown)
-    scores = encoder.query_matrix(queries) @ vectors.T  # (Q, S)
+    compared = BY_NAME[encoder.distance]
+    scores = compared.pairwise(encoder.query_matrix(queries), vectors)  # (Q, S)
     return [
         np.lexsort((rows, -score[np.searchsorted(shown, rows)]))
         for score, rows in zip(scores, held_out.rows, strict=True)

@@ -26,6 +26,7 @@ from client.personal import adapter_path, read_personal_adapter
 from client.region import Region
 from client.sources import ReleaseSource, open_source
 from shared.audit import AuditLog
+from shared.config import COSINE, MANHATTAN
 from shared.durable import locked, new_folder, set_aside
 from shared.errors import FedshelfError, ReleaseError, RetrievalError, WireError
 from shared.release import (
@@ -70,6 +71,10 @@ class ProductEncoder(Protocol):
     @property
     def digest(self) -> str:
         """Encoder digest; it stamps the index."""
+
+    @property
+    def distance(self) -> str:
+        """By which its vectors are compared."""
 
     def encode_products(
         self, texts: Sequence[str | None], images: Sequence[Path | None]
@@ -234,7 +239,13 @@ def build_region_index(
     if vectors is None:
         vectors = encoder.encode_products(region.texts, region.image_paths)  # (N, D)
     opened = write_region_index(
-        region, vectors, release=release, encoder_digest=digest, tuned=tuned, queries=queries
+        region,
+        vectors,
+        release=release,
+        encoder_digest=digest,
+        tuned=tuned,
+        queries=queries,
+        distance=encoder.distance,
     )
     former = _current_name(region.state)
     write_pointer(region.state, opened.folder)
@@ -250,6 +261,7 @@ def write_region_index(
     encoder_digest: str,
     tuned: Tuned | None = None,
     queries: NDArray[np.float32] | None = None,
+    distance: str = COSINE,
 ) -> OpenIndex:
     """Write a region's index beside the others and check it as it is read back.
 
@@ -260,6 +272,7 @@ def write_region_index(
         encoder_digest: of the encoder that made them.
         tuned: weight of the two rankers; None takes the default.
         queries: real query vectors (Q, D) that a large index is fitted to.
+        distance: by which that encoder's vectors are compared.
 
     Returns:
         The index; it does not answer searches yet.
@@ -269,7 +282,7 @@ def write_region_index(
             does not give the vectors back.
     """
     parent = region.state / "indexes"
-    parts = index_parts(region, vectors, tuned, queries)
+    parts = index_parts(region, vectors, tuned, queries, distance=distance)
     try:
         folder = write_index_folder(
             parent,
@@ -293,6 +306,8 @@ def index_parts(
     vectors: NDArray[np.float32],
     tuned: Tuned | None = None,
     queries: NDArray[np.float32] | None = None,
+    *,
+    distance: str = COSINE,
 ) -> IndexParts:
     """What a region's index folder holds, built as its configuration says.
 
@@ -302,18 +317,25 @@ def index_parts(
         tuned: weight of the two rankers; None takes the default.
         queries: real query vectors (Q, D) by which an approximate index chooses its effort and is
             measured; with fewer than `MIN_QUERIES` of them, perturbed products, which are easier.
+        distance: by which vectors are compared.
 
     Raises:
         RetrievalError: the vectors cannot be indexed.
     """
     queries = None if queries is None or len(queries) < MIN_QUERIES else queries[:MAX_QUERIES]
     serve = region.config.serve
-    factory = (serve and serve.index_factory) or plan_factory(*vectors.shape)
+    planned = plan_factory(*vectors.shape, distance=distance)
+    factory = (serve and serve.index_factory) or planned
     # Of codes, whole vectors beside them put candidates in order.
-    coded = "IVF" in factory or "SQ" in factory
+    coded = "SQ" in factory or ("IVF" in factory and distance != MANHATTAN)
     matrix = vectors.astype(np.float16) if coded else None
     index = build_planned(
-        vectors, factory=factory, seed=_SEED, queries=queries, keeps_vectors=coded
+        vectors,
+        factory=factory,
+        seed=_SEED,
+        queries=queries,
+        keeps_vectors=coded,
+        distance=distance,
     )
     searched = VectorIndex.over(index, matrix=matrix)
     return IndexParts(

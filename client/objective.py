@@ -197,28 +197,36 @@ class Objective:
     def _joint(
         self, vectors: Mapping[str, Tensor], batch: Batch, known: Batch | None
     ) -> tuple[Tensor, Tensor]:
-        """All terms with their weights, (), and the products' vectors (V, D)."""
+        """All terms with their weights, (), and the products' vectors, a row each."""
         encoder, data, config = self._encoder, self._data, self._config
         temperature = encoder.fusion.temperature()
-        query, text, image = vectors[_QUERY], vectors[_TEXT], vectors[_IMAGE]
-        product = encoder.fused(text, image, data.products, batch.product_rows)  # (V, D)
+        asked, text, image = vectors[_QUERY], vectors[_TEXT], vectors[_IMAGE]
+        query, product = encoder.fusion.place(asked), self._products(vectors, batch)
         loss = self.clicks(query, product, batch, temperature)
         if known is not None:
-            loss = loss + config.known_item_weight * _contrast(
+            loss = loss + config.known_item_weight * self._contrast(
                 vectors[_ASKED], vectors[_ANSWER], known, self._known_temperature(temperature)
             )
         both = data.products.images.present & data.products.has_text
         present = torch.from_numpy(both[batch.product_rows]).to(encoder.device)
-        alignment = image_text_loss(image, text, present, temperature=temperature)
+        distance = encoder.distance
+        alignment = image_text_loss(
+            image, text, present, temperature=temperature, distance=distance
+        )
         base_query, base_text = (base.to(encoder.device) for base in _base_vectors(data, batch))
-        away = drift(query, base_query) + drift(text[: batch.num_clicked], base_text)
+        away = drift(asked, base_query) + drift(text[: batch.num_clicked], base_text)
         loss = loss + config.alignment_weight * alignment + config.anchor_weight * away
         if config.match_weight > 0:
-            match = match_loss(image, text, present, temperature=temperature)
+            match = match_loss(image, text, present, temperature=temperature, distance=distance)
             loss = loss + config.match_weight * match
         if config.decorrelation_weight > 0:
             loss = loss + config.decorrelation_weight * self._decorrelation(query, product, batch)
         return loss, product
+
+    def _products(self, vectors: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """The batch's products, fused."""
+        products, rows = self._data.products, batch.product_rows
+        return self._encoder.fused(vectors[_TEXT], vectors[_IMAGE], products, rows)
 
     def _decorrelation(self, query: Tensor, product: Tensor, batch: Batch) -> Tensor:
         """DCCO's loss a dimension, (), so that its weight means the same in every base."""
@@ -251,12 +259,37 @@ class Objective:
                 cosine=limit,
             )
         if self._log_q is None:
-            return _contrast(query, product, batch, temperature, known)
+            return self._contrast(query, product, batch, temperature, known)
         log_q = (
             self._log_q[0][torch.from_numpy(batch.query_rows)],
             self._log_q[1][torch.from_numpy(np.concatenate([batch.product_rows, rows]))],
         )
-        return _contrast(query, product, batch, temperature, known, log_q)
+        return self._contrast(query, product, batch, temperature, known, log_q)
+
+    def _contrast(
+        self,
+        query: Tensor,
+        product: Tensor,
+        batch: Batch,
+        temperature: Tensor,
+        known_positive: Tensor | None = None,
+        log_q: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """`masked_info_nce` of a batch, by the base's own distance."""
+        device = query.device
+        known = batch.known_positive.to(device) if known_positive is None else known_positive
+        return masked_info_nce(
+            query,
+            product,
+            query_index=batch.query_index.to(device),
+            product_index=batch.product_index.to(device),
+            weight=batch.weight.to(device),
+            known_positive=known,
+            temperature=temperature,
+            log_q_query=None if log_q is None else log_q[0].to(device),
+            log_q_product=None if log_q is None else log_q[1].to(device),
+            distance=self._encoder.distance,
+        )
 
     def _known_temperature(self, temperature: Tensor) -> Tensor:
         """A fixed one, or the clicks' own, which must not follow easier queries."""
@@ -290,29 +323,6 @@ def _log_q(examples: Examples, config: TrainConfig) -> tuple[Tensor, Tensor]:
     )
     query, product = (log_inclusion(count, batch_size=config.batch_size) for count in counts)
     return config.logq_correction * query, config.logq_correction * product
-
-
-def _contrast(
-    query: Tensor,
-    product: Tensor,
-    batch: Batch,
-    temperature: Tensor,
-    known_positive: Tensor | None = None,
-    log_q: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    device = query.device
-    known = batch.known_positive.to(device) if known_positive is None else known_positive
-    return masked_info_nce(
-        query,
-        product,
-        query_index=batch.query_index.to(device),
-        product_index=batch.product_index.to(device),
-        weight=batch.weight.to(device),
-        known_positive=known,
-        temperature=temperature,
-        log_q_query=None if log_q is None else log_q[0].to(device),
-        log_q_product=None if log_q is None else log_q[1].to(device),
-    )
 
 
 def _base_vectors(data: TrainingData, batch: Batch) -> tuple[Tensor, Tensor]:

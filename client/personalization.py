@@ -3,7 +3,7 @@
 The candidates beside the release as it is:
 
     gate       the fusion gate alone, fine-tuned: how much photos count here (FedPer's idea of a
-               part that stays at home, arXiv:1912.00818)
+               part that stays at home, arXiv:1912.00818); not where the base's fusion has no gate
     tuned-w    release + w (fine-tuned - release), number by number (WiSE-FT, arXiv:2109.01903,
                eq. 1): w = 1 is the adapter after some passes over the region's own clicks, less
                forgets less of what the other regions taught
@@ -27,6 +27,7 @@ from client.training import OnStep, train
 from shared.adapter import Adapter, interpolate
 from shared.config import BOTH, TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes, batches_by_length
+from shared.encoders.prefix_cache import TextPrefixes
 from shared.schema import PersonalizationConfig
 from shared.wire import Difference
 
@@ -66,9 +67,11 @@ def make_candidates(
         patience=0,
         decorrelation_weight=0.0,  # there is nobody to share statistics with
     )
-    tune_gate(encoder, data, config, learning_rate=settings.gate_learning_rate, seed=seed)
-    candidates = {GATE: encoder.adapter()}
-    encoder.load_adapter(release)
+    candidates = dict[str, Adapter]()
+    if encoder.fusion.has_gate:
+        tune_gate(encoder, data, config, learning_rate=settings.gate_learning_rate, seed=seed)
+        candidates[GATE] = encoder.adapter()
+        encoder.load_adapter(release)
     train(encoder, data, config, seed=[*seed], on_step=on_step)
     tuned = encoder.adapter()
     return candidates | {
@@ -86,17 +89,18 @@ def tune_gate(
 ) -> None:
     """Train the fusion gate in place, and nothing else.
 
-    No vector but a product's mix depends on the gate, so all are computed once and a pass costs
-    next to nothing. Of the loss only the click term depends on it.
+    Neither tower depends on the gate, so all their vectors are computed once and a pass costs next
+    to nothing. Of the loss only the click term depends on it: that of known items asks for titles
+    alone, which no gate weighs.
 
     Args:
-        encoder: holds the release.
+        encoder: holds the release, of a base whose fusion has a gate.
         data: what the region trains on.
         config: of a round.
         learning_rate: of Adam.
         seed: of the order of examples.
     """
-    queries, products = torch.from_numpy(encoder.query_matrix(data.queries)), data.products
+    products, queries = data.products, _asked(encoder, data.queries)  # (Q, D)
     text, image = _modalities(encoder, products)  # (N, D) each
     gate, temperature = encoder.fusion.gate, encoder.fusion.temperature().detach()
     objective = Objective(encoder, data, config, [gate])
@@ -110,7 +114,7 @@ def tune_gate(
         ):
             rows = batch.product_rows
             product = encoder.fused(text[rows], image[rows], products, rows)
-            query = queries[batch.query_rows].to(encoder.device)
+            query = encoder.fusion.place(queries[batch.query_rows])
             optimizer.zero_grad()
             loss = objective.clicks(query, product, batch, temperature)
             loss.backward(inputs=[gate])  # type: ignore[no-untyped-call]
@@ -118,9 +122,18 @@ def tune_gate(
 
 
 @torch.no_grad()
+def _asked(encoder: Encoder, queries: TextPrefixes) -> Tensor:
+    """What the text tower makes of queries, (Q, D)."""
+    text = torch.zeros(len(queries.lengths()), encoder.tower_dim, device=encoder.device)
+    for rows in batches_by_length(queries.lengths()):
+        text[rows] = encoder.text_vectors(queries, rows)
+    return text
+
+
+@torch.no_grad()
 def _modalities(encoder: Encoder, products: ProductPrefixes) -> tuple[Tensor, Tensor]:
     """Text and photo vectors of a whole catalog, (N, D) each."""
-    text = torch.zeros(len(products.has_text), encoder.dim, device=encoder.device)
+    text = torch.zeros(len(products.has_text), encoder.tower_dim, device=encoder.device)
     image = torch.zeros_like(text)
     for rows in batches_by_length(products.texts.lengths()):
         text[rows] = encoder.text_vectors(products.texts, rows)

@@ -69,6 +69,10 @@ class PublicationEncoder(Protocol):
     def digest(self) -> str:
         """Encoder digest, of base and adapter."""
 
+    @property
+    def distance(self) -> str:
+        """By which its vectors are compared."""
+
     def reset(self, *, seed: int) -> None:
         """The base alone."""
 
@@ -262,7 +266,7 @@ class Publication:
         except RetrievalError as error:
             self._record(decision, str(error))
             return
-        opened = self._write(vectors, release, decision.encoder_digest)
+        opened = self._write(vectors, release, encoder)
         failed = self._failed_canary(canaries, opened, encoder)
         if failed is not None:
             self._record(decision, f"canary {failed} of {len(canaries)} misses its product")
@@ -354,10 +358,12 @@ class Publication:
         return self._index(self._load(release), release)
 
     def _index(self, encoder: PublicationEncoder, release: int) -> OpenIndex:
-        return self._write(self._encode(encoder), release, encoder.digest)
+        return self._write(self._encode(encoder), release, encoder)
 
-    def _write(self, vectors: NDArray[np.float32], release: int, digest: str) -> OpenIndex:
-        tuned = self._tune(vectors) if self._tune else None
+    def _write(
+        self, vectors: NDArray[np.float32], release: int, encoder: PublicationEncoder
+    ) -> OpenIndex:
+        digest, tuned = encoder.digest, self._tune(vectors) if self._tune else None
         return write_region_index(
             self._region,
             vectors,
@@ -365,6 +371,7 @@ class Publication:
             encoder_digest=digest,
             tuned=tuned,
             queries=self._queries() if self._queries else None,
+            distance=encoder.distance,
         )
 
     def _encode(self, encoder: PublicationEncoder) -> NDArray[np.float32]:

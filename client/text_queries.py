@@ -20,6 +20,8 @@ from shared.adapter import Adapter, read_release_adapter
 from shared.schema import RegionConfig
 
 if TYPE_CHECKING:  # transformers takes a second or more, and a search by words needs none
+    from torch import Tensor
+
     from shared.encoders.base import BaseInfo
     from shared.encoders.encoder import Encoder
     from shared.encoders.text import PlainText
@@ -72,8 +74,7 @@ class TextQueries:
     ) -> NDArray[np.float32]:
         """Unit vectors (Q, D) of queries."""
         if all(texts) and not any(images):
-            vectors: NDArray[np.float32] = self._text.encode([t or "" for t in texts]).cpu().numpy()
-            return vectors
+            return self._placed(self._text.encode([t or "" for t in texts]).cpu())
         return self._whole.encode_queries(texts, images)
 
     def encode_products(
@@ -81,6 +82,15 @@ class TextQueries:
     ) -> NDArray[np.float32]:
         """Unit vectors (N, D) of products."""
         return self._whole.encode_products(texts, images)
+
+    def _placed(self, query: "Tensor") -> NDArray[np.float32]:
+        """Vectors of text (Q, D) among the products', (Q, V)."""
+        from shared.encoders.fusion import KINDS
+
+        mine = "fusion/"
+        numbers = {k.removeprefix(mine): v for k, v in self._adapter.items() if k.startswith(mine)}
+        vectors: NDArray[np.float32] = KINDS[self._base.fusion].place(query, numbers).numpy()
+        return vectors
 
     @cached_property
     def _text(self) -> "PlainText":

@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.config import COSINE
 from shared.retrieval.hybrid import Tuned, gains_in_order, tune_dense_weight
 from shared.retrieval.lexical import LexicalIndex
 from shared.retrieval.relevance import dense_floor_of
 from shared.retrieval.shelf import DEPTH
+from shared.similarity import BY_NAME
 
 Scores = NDArray[np.float32]
 
@@ -54,18 +56,23 @@ def lexical_scores(
 
 
 def dense_scores(
-    queries: Scores, products: Scores, rows: Sequence[NDArray[np.int64]]
+    queries: Scores,
+    products: Scores,
+    rows: Sequence[NDArray[np.int64]],
+    *,
+    distance: str = COSINE,
 ) -> ShownScores:
-    """Cosines of the rows shown.
+    """Cosines of the rows shown, or what a base of another distance has in their place.
 
     Args:
         queries: unit vectors, (Q, D).
         products: unit vectors of the whole catalog, (N, D).
         rows: what was shown for each query, (R,) each.
+        distance: of the base.
     """
     scores, best = [], []
     for query, shown in zip(queries, rows, strict=True):
-        cosines = products @ query  # (N,)
+        cosines = BY_NAME[distance].pairwise(query[None], products)[0]  # (N,)
         scores.append(cosines[shown])
         best.append(float(cosines.max()))
     return ShownScores(scores, np.array(best))

@@ -212,7 +212,7 @@ class Worker:
     def products(self) -> ProductPrefixes:
         """Kept activations of the whole catalog."""
         texts = self.region.texts
-        fingerprint, cache = self.encoder.base.fingerprint, self.region.state / "prefix_cache"
+        fingerprint, cache = self.encoder.base.towers, self.region.state / "prefix_cache"
         products = ProductPrefixes(
             text_prefixes(cache, self.encoder.text, fingerprint, texts, self._progress("texts")),
             self._photo_prefixes(0),
@@ -224,13 +224,13 @@ class Worker:
     @property
     def catalog_texts(self) -> Path:
         """Where kept activations of the catalog's texts are, or will be; they hold no query."""
-        cache, fingerprint = self.region.state / "prefix_cache", self.encoder.base.fingerprint
+        cache, fingerprint = self.region.state / "prefix_cache", self.encoder.base.towers
         return text_folder(cache, self.encoder.text, fingerprint, self.region.texts)
 
     def query_prefixes(self, queries: list[str]) -> TextPrefixes:
         """Kept activations of a list of queries."""
         cache = self.region.state / "prefix_cache"
-        kept = text_prefixes(cache, self.encoder.text, self.encoder.base.fingerprint, queries)
+        kept = text_prefixes(cache, self.encoder.text, self.encoder.base.towers, queries)
         self._bound_cache()
         return kept
 
@@ -272,7 +272,7 @@ class Worker:
 
     def _photo_prefixes(self, view: int) -> ImagePrefixes:
         cache, report = self.region.state / "prefix_cache", self._progress("photos")
-        tower, fingerprint = self.encoder.image, self.encoder.base.fingerprint
+        tower, fingerprint = self.encoder.image, self.encoder.base.towers
         paths = self.region.image_paths
         return image_prefixes(cache, tower, fingerprint, paths, report, view=view)
 
@@ -541,7 +541,7 @@ class Worker:
             vectors: of the catalog, (N, D), by the encoder as it is loaded.
         """
         held_out = self.validation
-        dense = dense_scores(self.query_vectors(), vectors, held_out.rows)
+        dense = self._dense_scores(self.query_vectors(), vectors, held_out)
         return tune(
             dense,
             self._validation_words,
@@ -559,8 +559,14 @@ class Worker:
     ) -> list[NDArray[np.float64]]:
         """The gains of what gate queries showed, in the order of an index of these vectors."""
         rows, gains = self.gate.rows, self.gate.gains
-        dense, weight = dense_scores(queries, vectors, rows), self.tune(vectors).dense_weight
+        dense = self._dense_scores(queries, vectors, self.gate)
+        weight = self.tune(vectors).dense_weight
         return mixed_gains(dense, self._gate_words, rows, gains, dense_weight=weight)
+
+    def _dense_scores(
+        self, queries: NDArray[np.float32], vectors: NDArray[np.float32], shown: ValidationSet
+    ) -> ShownScores:
+        return dense_scores(queries, vectors, shown.rows, distance=self.encoder.distance)
 
     @cached_property
     def lexical(self) -> LexicalIndex:

@@ -99,7 +99,11 @@ def _facts(
             revisions={"text": text.revision, "image": image.revision},
         ),
         dims={"vector": encoder.dim},
-        pooling={"text": text.pooling, "image": "head of the timm model"},
+        pooling={
+            "text": text.pooling,
+            "image": "head of the timm model",
+            **encoder.base.choices,
+        },
         preprocessing={
             "max_tokens": text.max_tokens,
             "image_size": image.size,

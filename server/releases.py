@@ -42,7 +42,7 @@ any region is in it. It belongs to one base and is worth nothing without.
 - trained: {manifest.rounds} rounds, {manifest.strategy}
 - vector lengths: {dims}
 {towers}
-- `fusion.safetensors`: gate between text and photo, temperature
+- `fusion.safetensors`: what is trained of the fusion of text and photo, and the temperature
 
 ## Measured quality
 

@@ -26,6 +26,10 @@ RULES = (*ROBUST, "QFedAvg")
 STRATEGIES = ("FedAvg", *SERVER_OPTIMIZERS, *RULES)
 ADAMW, SGD = OPTIMIZERS = ("adamw", "sgd")
 BOTH, ONLY_A, ONLY_B = TRAINED_FACTORS = ("both", "a", "b")
+WEIGHTED_SUM, AVERAGE, MAXIMUM, CONCATENATION, ATTENTION = FUSIONS = (  # see `encoders.fusion`
+    *("weighted-sum", "average", "maximum", "concatenation", "attention"),
+)
+COSINE, EUCLIDEAN, MANHATTAN = DISTANCES = ("cosine", "euclidean", "manhattan")
 MAX_VIEWS = 8  # of each item; what they take on disk is that of the originals, so many times
 NO_KNOBS = ("run-dir", "task", "gate", "num-rounds", "seed")  # an option says it, or nobody may
 _PACKAGE = Path(__file__).resolve().parent

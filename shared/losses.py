@@ -1,9 +1,15 @@
-"""Losses of click learning: pure functions on unit vectors."""
+"""Losses of click learning: pure functions on unit vectors.
+
+What compares two vectors is a choice of the base; `shared.similarity` says which there are.
+"""
 
 from typing import Final
 
 import torch
 from torch import Tensor, nn
+
+from shared.config import COSINE
+from shared.similarity import BY_NAME
 
 _HALVINGS: Final = 40  # of an interval of logits: below float32's resolution
 
@@ -19,6 +25,7 @@ def masked_info_nce(
     temperature: Tensor,
     log_q_query: Tensor | None = None,
     log_q_product: Tensor | None = None,
+    distance: str = COSINE,
 ) -> Tensor:
     """Weighted, symmetric in-batch contrastive loss (CLIP, arXiv:2103.00020, fig. 3).
 
@@ -38,11 +45,12 @@ def masked_info_nce(
         log_q_query: subtracted from the logits of each query as a candidate, (U,); see
             `log_inclusion`.
         log_q_product: the same of each product, (V,).
+        distance: by which they are compared.
 
     Returns:
         Weighted mean over the examples of both directions' mean, in nats, shape ().
     """
-    logits = query @ product.T / temperature  # (U, V)
+    logits = BY_NAME[distance].similarity(query, product) / temperature  # (U, V)
     products = logits if log_q_product is None else logits - log_q_product
     queries = logits.T if log_q_query is None else logits.T - log_q_query
     to_product = _masked_cross_entropy(products, known_positive, query_index, product_index)
@@ -108,7 +116,9 @@ def too_alike(
         return clicked @ alike > 0
 
 
-def image_text_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature: Tensor) -> Tensor:
+def image_text_loss(
+    image: Tensor, text: Tensor, present: Tensor, *, temperature: Tensor, distance: str = COSINE
+) -> Tensor:
     """Symmetric contrastive loss between photos and texts of the same products (CLIP, fig. 3).
 
     Keeps the two towers in one space while clicks move them.
@@ -118,11 +128,12 @@ def image_text_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature
         text: unit vectors, (B, D).
         present: (B,) bool; rows that have both.
         temperature: > 0, shape ().
+        distance: by which they are compared.
 
     Returns:
         Mean loss in nats, shape (); 0 where fewer than two rows have both.
     """
-    logits = _pair_logits(image, text, present, temperature)  # (P, P)
+    logits = _pair_logits(image, text, present, temperature, distance)  # (P, P)
     if len(logits) < 2:
         return image.new_zeros(())
     target = torch.arange(len(logits), device=logits.device)
@@ -131,7 +142,9 @@ def image_text_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature
     return (forward + backward) / 2
 
 
-def match_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature: Tensor) -> Tensor:
+def match_loss(
+    image: Tensor, text: Tensor, present: Tensor, *, temperature: Tensor, distance: str = COSINE
+) -> Tensor:
     """Binary cross-entropy: do this photo and this text belong to the same product?
 
     Every pair of the batch is asked on its own (SigLIP, arXiv:2303.15343, eq. 1), with the P true
@@ -144,11 +157,12 @@ def match_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature: Ten
         text: unit vectors, (B, D).
         present: (B,) bool; rows that have both.
         temperature: > 0, shape ().
+        distance: by which they are compared.
 
     Returns:
         Mean loss in nats, shape (); 0 where fewer than two rows have both.
     """
-    logits = _pair_logits(image, text, present, temperature)  # (P, P)
+    logits = _pair_logits(image, text, present, temperature, distance)  # (P, P)
     if len(logits) < 2:
         return image.new_zeros(())
     same = torch.eye(len(logits), device=logits.device)
@@ -158,10 +172,12 @@ def match_loss(image: Tensor, text: Tensor, present: Tensor, *, temperature: Ten
     )
 
 
-def _pair_logits(image: Tensor, text: Tensor, present: Tensor, temperature: Tensor) -> Tensor:
-    """Cosines over temperature of every photo and every text, of rows that have both, (P, P)."""
+def _pair_logits(
+    image: Tensor, text: Tensor, present: Tensor, temperature: Tensor, distance: str
+) -> Tensor:
+    """Similarity over temperature of every photo and text, of rows that have both, (P, P)."""
     rows = present.nonzero().flatten()
-    return image[rows] @ text[rows].T / temperature
+    return BY_NAME[distance].similarity(image[rows], text[rows]) / temperature
 
 
 def _intercept(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:

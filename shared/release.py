@@ -61,7 +61,8 @@ class ReleaseFacts(Record):
         parent: number of the release it was trained from, None for the first.
         base: the base it belongs to.
         dims: lengths of the vectors, by name.
-        pooling: how each tower pools.
+        pooling: how each tower pools; and the base's fusion and distance, where they are not the
+            defaults.
         preprocessing: what happens to text and photos before the towers.
         encoder_digest: of base and adapter together.
         rounds: rounds trained since the parent.

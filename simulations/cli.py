@@ -2,12 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from shared.config import COSINE, DISTANCES, FUSIONS, WEIGHTED_SUM
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,6 +56,12 @@ def simulate(
     personalize: Annotated[
         bool, typer.Option("--personalize", help="Regions adapt the release to their own clicks.")
     ] = False,
+    fusion: Annotated[
+        str, typer.Option(help=f"How text and photo become one vector: {', '.join(FUSIONS)}.")
+    ] = WEIGHTED_SUM,
+    distance: Annotated[
+        str, typer.Option(help=f"How vectors are compared: {', '.join(DISTANCES)}.")
+    ] = COSINE,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; runs/DATA-SEED if not given.")
     ] = None,
@@ -62,13 +70,22 @@ def simulate(
     """Federate simulated store regions, from click logs to search results and a report."""
     from shared.config import parse_knobs
 
-    _check_choices(preset, engine, device)
+    _check_choices(
+        {
+            "--preset": (preset, ("starter", "tiny", "siglip2-base")),
+            "--engine": (engine, ("local", "flower")),
+            "--device": (device, ("auto", "cpu", "cuda")),
+            "--fusion": (fusion, FUSIONS),
+            "--distance": (distance, DISTANCES),
+        }
+    )
     run = out or Path("runs", f"{data.partition(':')[0]}-{seed}")
     if threads is None:
         threads = len(os.sched_getaffinity(0))
     fields = {"data": data, "regions": regions, "partition": partition, "rounds": rounds}
     fields |= {"preset": preset, "engine": engine, "device": device, "seed": seed}
     fields |= {"threads": threads, "knobs": parse_knobs(knob or []), "personalize": personalize}
+    fields |= {"fusion": fusion, "distance": distance}
     result = _run(run, fields)
     if as_json:
         typer.echo(json.dumps(result))
@@ -76,13 +93,12 @@ def simulate(
         _print_result(result, run)
 
 
-def _check_choices(preset: str, engine: str, device: str) -> None:
-    """Refuse a wrong word as a usage error, before seconds of imports."""
-    choices = {
-        "--preset": (preset, ("starter", "tiny", "siglip2-base")),
-        "--engine": (engine, ("local", "flower")),
-        "--device": (device, ("auto", "cpu", "cuda")),
-    }
+def _check_choices(choices: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+    """Refuse a wrong word as a usage error, before seconds of imports.
+
+    Args:
+        choices: by option, what was given and what may be.
+    """
     for option, (value, allowed) in choices.items():
         if value not in allowed:
             message = f'"{value}" is unknown; choose one of {", ".join(allowed)}'

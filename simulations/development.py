@@ -1,6 +1,7 @@
 """Compare choices of training on development queries, so that no test query is tuned on.
 
     python -m simulations.development RUN [--set known-item-weight=0.1] [--rounds 8] [--seed 7]
+                                          [--fusion NAME] [--distance NAME]
 
 RUN is a folder that `fedshelf simulate` has made. A share of the queries that its shoppers asked in
 training is held out: every click on them is left out in every region, the rest is federated anew
@@ -11,6 +12,10 @@ part. nDCG@10 of the encoder alone, through exact search:
     union       the same over all catalogs in one index
     titles      a few neighbouring words of a title, over all catalogs; what has them is relevant
     validation  of the regions' later clicks, over what was shown: what chooses the round
+
+--fusion and --distance put others in the place of those of the run's base: the towers, what is kept
+of them and the clicks stay, and nothing is written. (The clicks are those that shoppers made on
+lists of the run's base, which fused and compared by the defaults.)
 
 With --personalize each region then makes its candidates (docs/personalization.md) from the last
 round, by the settings in its `region.toml`, without the held-out clicks too. A line says what each
@@ -48,7 +53,16 @@ from server.aggregator import Aggregator, Outcome
 from server.history import History
 from server.statistics import FederationStatistics
 from shared.adapter import Adapter
-from shared.config import FederationConfig, TrainConfig, parse_knobs, parse_run_config
+from shared.config import (
+    DISTANCES,
+    FUSIONS,
+    FederationConfig,
+    TrainConfig,
+    parse_knobs,
+    parse_run_config,
+)
+from shared.encoders.base import read_base
+from shared.encoders.encoder import Encoder, pick_device
 from shared.encoders.presets import cache_root
 from shared.errors import ConfigError, FedshelfError
 from shared.schema import ClicksConfig
@@ -97,12 +111,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--personalize", action="store_true", help="and adapt the last round")
+    parser.add_argument("--fusion", help=f"{', '.join(FUSIONS)}; the base's own by default")
+    parser.add_argument("--distance", help=f"{', '.join(DISTANCES)}; the base's own by default")
     given = parser.parse_args(arguments)
+    _require_known("--fusion", given.fusion, FUSIONS)
+    _require_known("--distance", given.distance, DISTANCES)
     try:
         torch.set_num_threads(given.threads)
         config = _config(given.run, given.rounds, given.knobs, given.seed)
-        clicks = _clicks_config(given.clicks)
-        _federate(given.run, config, clicks, personalize=given.personalize)
+        workers = _workers(given.run, _clicks_config(given.clicks), given.fusion, given.distance)
+        _federate(given.run, workers, config, personalize=given.personalize)
     except FedshelfError as error:
         sys.exit(f"error: {error}")
 
@@ -230,16 +248,14 @@ def personal_gains(
 
 
 def _federate(
-    run: Path, config: FederationConfig, clicks: ClicksConfig, *, personalize: bool
+    run: Path, workers: Sequence[Worker], config: FederationConfig, *, personalize: bool
 ) -> None:
-    folders = [path.parent for path in sorted((run / "regions").glob("*/region.toml"))]
-    workers = [_worker(folder, clicks) for folder in folders]
     development = develop(run, workers)
     data = [
         worker.with_views(training_without(worker, development.texts), config.augmented_views)
         for worker in workers
     ]
-    adapter = History(run / "headquarters").adapter(0)
+    adapter = _initial(run, workers[0].encoder)
     memory: Adapter = {}
     _say("base", measure(workers, development, adapter))
     for number in range(1, config.num_rounds + 1):
@@ -254,6 +270,31 @@ def _federate(
         for name in gains[0]:
             values = [by_name[name] for by_name in gains]
             _say(name, {"gain": float(np.mean(values)), "worst": min(values)})
+
+
+def _initial(run: Path, encoder: Encoder) -> Adapter:
+    """What the run's federation started from, with the fusion that the encoder starts with."""
+    encoder.reset(seed=0)
+    fresh, mine = encoder.adapter(), "fusion/"
+    started = History(run / "headquarters").adapter(0)
+    towers = {name: tensor for name, tensor in started.items() if not name.startswith(mine)}
+    own = {name: tensor for name, tensor in fresh.items() if name.startswith(mine)}
+    return dict(sorted((own | towers).items()))
+
+
+def _workers(
+    run: Path, clicks: ClicksConfig, fusion: str | None, distance: str | None
+) -> list[Worker]:
+    """Of a run's regions, with one encoder that fuses and compares as asked; None asks nothing."""
+    folders = [path.parent for path in sorted((run / "regions").glob("*/region.toml"))]
+    workers = [_worker(folder, clicks) for folder in folders]
+    if fusion or distance:
+        base = read_base(run / "base")
+        base = replace(base, fusion=fusion or base.fusion, distance=distance or base.distance)
+        encoder = Encoder(run / "base", base, pick_device(workers[0].region.config.device))
+        for worker in workers:
+            worker.encoder = encoder
+    return workers
 
 
 def _worker(folder: Path, clicks: ClicksConfig) -> Worker:
@@ -289,6 +330,14 @@ def _round(
         statistics = encoding_statistics(worker.encoder, part) if asked else None
         aggregator.add(update, len(part.examples.weight), loss, statistics)
     return aggregator.outcome()
+
+
+def _require_known(option: str, value: str | None, known: Sequence[str]) -> None:
+    """Refuse a wrong word as a usage error, in one line."""
+    if value is not None and value not in known:
+        told = f'error: {option}: "{value}" is unknown; choose one of {", ".join(known)}'
+        print(told, file=sys.stderr)
+        sys.exit(2)
 
 
 def _without(known: Examples, held_out: set[str]) -> Examples:

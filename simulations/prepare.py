@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from client.region import product_texts
 from server.releases import generate_signing_key
+from shared.config import COSINE, WEIGHTED_SUM
 from shared.durable import canonical_json, replace_file
 from shared.encoders.base import BaseInfo
-from shared.encoders.encoder import Encoder, ProductPrefixes
+from shared.encoders.encoder import Encoder, ProductPrefixes, pick_device
 from shared.encoders.prefix_cache import image_prefixes, text_prefixes
 from shared.encoders.presets import (
     PublicSlice,
@@ -87,6 +88,8 @@ def prepare(
     seed: int,
     progress: RunProgress,
     personalize: bool = False,
+    fusion: str = WEIGHTED_SUM,
+    distance: str = COSINE,
 ) -> World:
     """Make the region folders, the base and the signing key of a run; once.
 
@@ -100,6 +103,8 @@ def prepare(
         seed: of every choice.
         progress: told what is going on.
         personalize: whether every region adapts releases to its own clicks.
+        fusion: of the base.
+        distance: of the base.
 
     Returns:
         What later stages need; kept in `world.json`, whose presence says this stage is complete.
@@ -131,10 +136,11 @@ def prepare(
             write_catalog(run / "regions" / name, source.products[rows])
             progress.line(f"region {name}: {len(rows)} products")
     with progress.stage("base", f"Base: {preset}"):
-        encoder = _make_base(run, source, preset, device, progress)
+        base = _make_base(run, source, preset, (fusion, distance), progress)
+        encoder = _ranker(run / "base", base, device)
     with progress.stage("clicks", "Click logs"):
         settings = PersonalizationConfig(enabled=personalize)
-        world = _write_logs(run, source, region_of, encoder, device, seed, progress, settings)
+        world = _write_logs(run, source, region_of, base, encoder, device, seed, progress, settings)
     replace_file(path, canonical_json(asdict(world)))
     return world
 
@@ -147,17 +153,32 @@ def _read_world(path: Path) -> World:
 
 
 def _make_base(
-    run: Path, source: Source, preset: str, device: str, progress: RunProgress
-) -> Encoder:
-    from client.worker import resident_encoder
-
+    run: Path, source: Source, preset: str, choices: tuple[str, str], progress: RunProgress
+) -> BaseInfo:
+    fusion, distance = choices
     photos = source.public.drop_nulls("image")
     public = PublicSlice(photos["title"].to_list(), [Path(p) for p in photos["image"].to_list()])
     report = progress.bar("aligning the image tower")
-    cached, info = make_base(find_preset(preset), public, seed=0, progress=report)
+    cached, info = make_base(
+        find_preset(preset), public, seed=0, progress=report, fusion=fusion, distance=distance
+    )
     _link_tree(cached, run / "base")
     progress.line(f"base {info.fingerprint[:12]}, {len(public.titles)} public photos")
-    return resident_encoder(run / "base", device=device, fingerprint=info.fingerprint)
+    return info
+
+
+def _ranker(folder: Path, base: BaseInfo, device: str) -> Encoder:
+    """The untrained base, which shows products in the click logs.
+
+    It fuses and compares as the defaults say, so that equal shoppers make equal logs whatever is
+    chosen, and choices can be held against each other.
+    """
+    from client.worker import resident_encoder
+
+    if not base.choices:
+        return resident_encoder(folder, device=device, fingerprint=base.fingerprint)
+    plain = replace(base, fusion=WEIGHTED_SUM, distance=COSINE)
+    return Encoder(folder, plain, pick_device(device))
 
 
 def _link_tree(source: Path, target: Path) -> None:
@@ -176,6 +197,7 @@ def _write_logs(
     run: Path,
     source: Source,
     region_of: Sequence[str],
+    base: BaseInfo,
     encoder: Encoder,
     device: str,
     seed: int,
@@ -198,7 +220,7 @@ def _write_logs(
         ids = source.products["product_id"][rows].to_list()
         left_out[name] = write_qrels(folder / "qrels.parquet", local[1], ids)
         write_qrels(run / SEEN / f"{name}.parquet", local[0], ids)
-        config = _region_config(name, source, encoder.base, release_key, device)
+        config = _region_config(name, source, base, release_key, device)
         config = config.model_copy(update={"personalization": personalization})
         write_region_toml(folder, config)
         progress.line(f"region {name}: {int(clicks['clicked'].sum())} clicks")
@@ -206,7 +228,7 @@ def _write_logs(
         source.judged.write_parquet(run / "judged.parquet")
     return World(
         data=source.name,
-        fingerprint=encoder.base.fingerprint,
+        fingerprint=base.fingerprint,
         release_key=release_key,
         left_out=left_out,
         problems=source.problems,
@@ -292,7 +314,7 @@ def _dense_rows(
     progress: RunProgress,
 ) -> NDArray[np.int64]:
     """The untrained base's best rows; what is computed for it stays in the region's cache."""
-    cache, fingerprint = folder / "state" / "prefix_cache", encoder.base.fingerprint
+    cache, fingerprint = folder / "state" / "prefix_cache", encoder.base.towers
     paths = [folder / "images" / name if name else None for name in catalog["image"].to_list()]
     bar = progress.bar
     name = folder.name

@@ -23,7 +23,7 @@ from server.candidate import measured_quality, release_best
 from server.history import History, RoundRecord, by_region
 from server.releases import publish_release
 from shared.adapter import Adapter
-from shared.config import FederationConfig, RunConfig, default_run_config
+from shared.config import COSINE, WEIGHTED_SUM, FederationConfig, RunConfig, default_run_config
 from shared.durable import canonical_json, replace_file
 from shared.encoders.encoder import Encoder
 from shared.errors import ConfigError, FedshelfError
@@ -70,6 +70,8 @@ class Options:
         threads: of torch; results are bit-equal only for the same number.
         knobs: keys of the run config that differ from their defaults.
         personalize: whether every region adapts the release to its own clicks.
+        fusion: of the base, one of `shared.config.FUSIONS`.
+        distance: of the base, one of `shared.config.DISTANCES`.
     """
 
     data: str
@@ -83,6 +85,8 @@ class Options:
     threads: int
     knobs: RunConfig = field(default_factory=dict)
     personalize: bool = False
+    fusion: str = WEIGHTED_SUM
+    distance: str = COSINE
 
 
 def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, Any]:
@@ -150,7 +154,8 @@ def _require_same_options(path: Path, asked: Mapping[str, Any]) -> None:
         made = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise ConfigError(f"{path}: damaged; choose another --out or remove that folder") from None
-    made = {"personalize": False, **made}  # a run from before there was this option
+    added = {"personalize": False, "fusion": WEIGHTED_SUM, "distance": COSINE}
+    made = {**added, **made}  # a run from before there were these options
     for name, value in asked.items():
         if made.get(name) != value:
             option = "set" if name == "knobs" else name
@@ -172,6 +177,8 @@ def _prepare(options: Options, run: Path, progress: RunProgress) -> World:
             seed=options.seed,
             progress=progress,
             personalize=options.personalize,
+            fusion=options.fusion,
+            distance=options.distance,
         )
     except FedshelfError:
         if not (run / "world.json").is_file():

@@ -201,7 +201,7 @@ def union_table(
     for name in ("zero_shot", "federated", "centralized"):
         encoder.load_adapter(adapters[name])
         queries = encoder.query_matrix(prefixes)
-        index = build_index(encoder.product_matrix(activations))
+        index = build_index(encoder.product_matrix(activations), distance=encoder.distance)
         ranked[name] = search_index(index, queries, count)[1]
         if name in _MIXES:
             vectors, digest = VectorIndex.over(index), encoder.digest

@@ -69,8 +69,8 @@ def start(history: History, encoder: Encoder, *, seed: int) -> None:
     """Write the adapter that everybody starts from, equal for equal seeds; once."""
     if not (history.folder / "initial.safetensors").is_file():
         encoder.reset(seed=seed)
-        base = encoder.base
-        history.start(encoder.adapter(), base_fingerprint=base.fingerprint, dim=base.dim)
+        fingerprint = encoder.base.fingerprint
+        history.start(encoder.adapter(), base_fingerprint=fingerprint, dim=encoder.dim)
 
 
 def open_workers(run: Path, progress: RunProgress) -> list[Worker]:

@@ -136,8 +136,8 @@ def start_headquarters(run: Path, encoder: Encoder, *, seed: int = 7) -> None:
     from server.history import History
 
     encoder.reset(seed=seed)
-    history, base = History(run / "headquarters"), encoder.base
-    history.start(encoder.adapter(), base_fingerprint=base.fingerprint, dim=base.dim)
+    history, fingerprint = History(run / "headquarters"), encoder.base.fingerprint
+    history.start(encoder.adapter(), base_fingerprint=fingerprint, dim=encoder.dim)
 
 
 class Answer(NamedTuple):

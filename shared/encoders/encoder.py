@@ -32,7 +32,7 @@ from shared.adapter import (
 )
 from shared.config import BOTH
 from shared.encoders.base import BaseInfo, read_base
-from shared.encoders.fusion import Fusion, fuse
+from shared.encoders.fusion import Fusion
 from shared.encoders.image import ImageTower, load_pixels
 from shared.encoders.lora import (
     load_residual,
@@ -50,6 +50,7 @@ from shared.errors import ConfigError, ReleaseError, WireError
 BATCH = 256
 
 Photo = Path | BinaryIO
+_Mix = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ def load_encoder(folder: Path, *, device: str, expected: str | None = None) -> "
 class Encoder:
     """Text tower, image tower and fusion of one base, with one adapter at a time.
 
+    Either tower gives vectors of D numbers (`tower_dim`); those of queries and products have V
+    (`dim`), which is D for every fusion but concatenation.
+
     Args:
         folder: the base artefact.
         base: what it says, verified.
@@ -104,11 +108,11 @@ class Encoder:
     """
 
     def __init__(self, folder: Path, base: BaseInfo, device: torch.device) -> None:
-        self.base, self.device, self.dim = base, device, base.dim
+        self.base, self.device = base, device
+        self.dim, self.tower_dim = base.vector_dim, base.dim
         self.text = TextTower(folder / "text", base.text, device)
         self.image = ImageTower(folder / "image", base.image, device)
-        self.fusion = Fusion(image_weight=base.image_weight, temperature=base.temperature)
-        self.fusion.to(device)
+        self.fusion = self._fresh_fusion().to(device)
         self.on_batch: Callable[[], None] = _go_on  # called between batches of a whole catalog
         self._adapted = self._named_parameters()
         modules = (self.text.peft, self.image.peft, self.fusion)  # asked once: torch walks them all
@@ -138,8 +142,15 @@ class Encoder:
         for model in (self.text.peft, self.image.peft):
             reset_lora(model, generator)
             load_residual(model, {})
-        fresh = Fusion(image_weight=self.base.image_weight, temperature=self.base.temperature)
-        self.fusion.load_state_dict(fresh.state_dict())
+        self.fusion.load_state_dict(self._fresh_fusion().state_dict())
+
+    def _fresh_fusion(self) -> Fusion:
+        return Fusion(
+            image_weight=self.base.image_weight,
+            temperature=self.base.temperature,
+            kind=self.base.fusion,
+            dim=self.base.dim,
+        )
 
     def adapter(self) -> Adapter:
         """A copy of everything trainable and of a residual, by name, float32 on the CPU."""
@@ -234,6 +245,11 @@ class Encoder:
         """Encoder digest: sha256 over base fingerprint and adapter."""
         return encoder_digest(self.base.fingerprint, self.adapter())
 
+    @property
+    def distance(self) -> str:
+        """By which vectors are compared; see `shared.similarity`."""
+        return self.base.distance
+
     # -- vectors, with gradients -----------------------------------------------------------------
 
     def text_vectors(self, texts: TextPrefixes | TextViews, rows: NDArray[np.int64]) -> Tensor:
@@ -244,7 +260,7 @@ class Encoder:
     def image_vectors(self, images: ImagePrefixes | ImageViews, rows: NDArray[np.int64]) -> Tensor:
         """Unit vectors (B, D) of the kept photos `rows` (B,); zero where there is none."""
         present = torch.from_numpy(images.present[rows]).nonzero().flatten()
-        vectors = torch.zeros(len(rows), self.dim, device=self.device)
+        vectors = torch.zeros(len(rows), self.tower_dim, device=self.device)
         if len(present) == 0:
             return vectors
         hidden = images.batch(rows[present.numpy()]).to(self.device)
@@ -253,10 +269,10 @@ class Encoder:
     def fused(
         self, text: Tensor, image: Tensor, products: ProductPrefixes, rows: NDArray[np.int64]
     ) -> Tensor:
-        """Product vectors (B, D) from their text and photo vectors (B, D) each."""
+        """Product vectors (B, V) from their text and photo vectors (B, D) each."""
         has_text = torch.from_numpy(products.has_text[rows]).to(self.device)
         has_image = torch.from_numpy(products.images.present[rows]).to(self.device)
-        return fuse(text, image, has_text, has_image, self.fusion.gate)
+        return self.fusion.products(text, image, has_text, has_image)
 
     # -- vectors, without gradients --------------------------------------------------------------
 
@@ -267,7 +283,7 @@ class Encoder:
         """Unit vectors of catalog rows (N,), or of the whole catalog, from kept activations.
 
         Returns:
-            (N, D), in the order of `rows`.
+            (N, V), in the order of `rows`.
         """
         wanted = np.arange(len(products.has_text)) if rows is None else rows
         vectors = np.zeros((len(wanted), self.dim), dtype=np.float32)
@@ -280,16 +296,17 @@ class Encoder:
 
     @torch.inference_mode()
     def query_matrix(self, queries: TextPrefixes) -> NDArray[np.float32]:
-        """Unit vectors (Q, D) of text queries, from their kept activations."""
+        """Unit vectors (Q, V) of text queries, from their kept activations."""
         vectors = np.zeros((len(queries.lengths()), self.dim), dtype=np.float32)
         for rows in batches_by_length(queries.lengths()):
-            vectors[rows] = self.text_vectors(queries, rows).cpu().numpy()
+            text = self.text_vectors(queries, rows)  # (B, D)
+            vectors[rows] = self.fusion.place(text).cpu().numpy()
         return vectors
 
     @torch.inference_mode()
     def base_text_matrix(self, texts: TextPrefixes, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Unit vectors (B, D) that the base alone gives the kept texts `rows` (B,)."""
-        vectors = np.zeros((len(rows), self.dim), dtype=np.float32)
+        vectors = np.zeros((len(rows), self.tower_dim), dtype=np.float32)
         with self.text.peft.disable_adapter():
             for batch in batches_by_length(texts.lengths()[rows]):
                 vectors[batch] = self.text_vectors(texts, rows[batch]).cpu().numpy()
@@ -298,7 +315,7 @@ class Encoder:
     def encode_products(
         self, texts: Sequence[str | None], images: Sequence[Photo | None]
     ) -> NDArray[np.float32]:
-        """Unit vectors (N, D) of products, computed from scratch.
+        """Unit vectors (N, V) of products, computed from scratch.
 
         Args:
             texts: N product texts, None or empty where there is none.
@@ -307,17 +324,17 @@ class Encoder:
         Raises:
             DataError: a photo cannot be read.
         """
-        return self._encode(texts, images, self.fusion.gate.detach())
+        return self._encode(texts, images, self.fusion.products)
 
     def encode_queries(
         self, texts: Sequence[str | None], images: Sequence[Photo | None]
     ) -> NDArray[np.float32]:
-        """Unit vectors (Q, D) of queries; text and photo count equally where both are given."""
-        return self._encode(texts, images, torch.zeros(2, device=self.device))
+        """Unit vectors (Q, V) of queries; text and photo count equally where both are given."""
+        return self._encode(texts, images, self.fusion.queries)
 
     @torch.inference_mode()
     def _encode(
-        self, texts: Sequence[str | None], images: Sequence[Photo | None], gate: Tensor
+        self, texts: Sequence[str | None], images: Sequence[Photo | None], mix: _Mix
     ) -> NDArray[np.float32]:
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         lengths = np.array([len(text or "") for text in texts], dtype=np.int64)
@@ -325,11 +342,11 @@ class Encoder:
             text = self.text.encode([texts[row] or "" for row in rows])
             has_text = torch.tensor([bool(texts[row]) for row in rows], device=self.device)
             image, has_image = self._encode_images([images[row] for row in rows])
-            vectors[rows] = fuse(text, image, has_text, has_image, gate).cpu().numpy()
+            vectors[rows] = mix(text, image, has_text, has_image).cpu().numpy()
         return vectors
 
     def _encode_images(self, photos: list[Photo | None]) -> tuple[Tensor, Tensor]:
-        vectors = torch.zeros(len(photos), self.dim, device=self.device)
+        vectors = torch.zeros(len(photos), self.tower_dim, device=self.device)
         present = torch.tensor([photo is not None for photo in photos], device=self.device)
         some = [load_pixels(p, self.image.config.size) for p in photos if p is not None]
         if some:

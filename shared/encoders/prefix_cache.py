@@ -119,7 +119,7 @@ def text_folder(cache: Path, tower: TextTower, fingerprint: str, texts: Sequence
     Args:
         cache: the region's `prefix_cache` folder.
         tower: that computes them.
-        fingerprint: of the base the tower belongs to.
+        fingerprint: of the base the tower belongs to, `BaseInfo.towers`.
         texts: N texts, in their order.
 
     Returns:
@@ -142,7 +142,7 @@ def image_folder(
     Args:
         cache: the region's `prefix_cache` folder.
         tower: that computes them.
-        fingerprint: of the base the tower belongs to.
+        fingerprint: of the base the tower belongs to, `BaseInfo.towers`.
         paths: N photos, None where a product has none.
         view: number of an augmented view; 0 is the photos as they are.
 
@@ -170,7 +170,7 @@ def text_prefixes(
     Args:
         cache: the region's `prefix_cache` folder.
         tower: computes what is missing.
-        fingerprint: of the base the tower belongs to.
+        fingerprint: of the base the tower belongs to, `BaseInfo.towers`.
         texts: N texts, in the order their rows will be asked for.
         progress: called with (done, N) after every batch.
     """
@@ -196,7 +196,7 @@ def image_prefixes(
     Args:
         cache: the region's `prefix_cache` folder.
         tower: computes what is missing.
-        fingerprint: of the base the tower belongs to.
+        fingerprint: of the base the tower belongs to, `BaseInfo.towers`.
         paths: N photos, None where a product has none.
         progress: called with (done, number of photos) after every batch.
         view: number of an augmented view; 0 is the photos as they are.

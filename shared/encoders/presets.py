@@ -11,7 +11,7 @@ import os
 import shutil
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shared.config import COSINE, WEIGHTED_SUM
 from shared.durable import locked, set_aside, sha256_file
 from shared.encoders.align import AlignConfig, align
 from shared.encoders.base import BaseInfo, read_base, write_base
@@ -149,7 +150,13 @@ def find_preset(name: str) -> Preset:
 
 
 def make_base(
-    preset: Preset, public: PublicSlice, *, seed: int, progress: Progress | None = None
+    preset: Preset,
+    public: PublicSlice,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+    fusion: str = WEIGHTED_SUM,
+    distance: str = COSINE,
 ) -> tuple[Path, BaseInfo]:
     """The base of a recipe, from the cache or made now.
 
@@ -158,6 +165,8 @@ def make_base(
         public: what to align the image tower on; not looked at where the preset does not align.
         seed: of the image tower's first weights and of the alignment.
         progress: called with (alignment steps done, steps in all).
+        fusion: one of `shared.config.FUSIONS`; the towers are the same whatever it is.
+        distance: one of `shared.config.DISTANCES`; likewise.
 
     Returns:
         The artefact's folder and what it says.
@@ -165,6 +174,15 @@ def make_base(
     Raises:
         BaseError: weights are missing or wrong, or there is nothing public to align on.
     """
+    folder, plain = _plain_base(preset, public, seed, progress)
+    chosen = replace(plain, fusion=fusion, distance=distance)
+    return _chosen_base(folder, chosen) if chosen.choices else (folder, plain)
+
+
+def _plain_base(
+    preset: Preset, public: PublicSlice, seed: int, progress: Progress | None
+) -> tuple[Path, BaseInfo]:
+    """The base with the default fusion and distance."""
     recipe = _recipe(preset, public, seed)
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     folder = cache_root() / "bases" / f"{preset.name}-{digest[:16]}"
@@ -191,6 +209,22 @@ def make_base(
             return folder, known
         if folder.exists():
             set_aside(folder)
+        return folder, write_base(folder, info, fill)
+
+
+def _chosen_base(plain: Path, info: BaseInfo) -> tuple[Path, BaseInfo]:
+    """The same towers under other choices, kept beside the plain base."""
+    folder = plain.with_name("-".join((plain.name, info.fusion, info.distance)))
+    with locked(folder.parent):
+        if known := _intact(folder):
+            return folder, known
+        if folder.exists():
+            set_aside(folder)
+
+        def fill(beside: Path) -> None:
+            for tower in ("text", "image"):
+                shutil.copytree(plain / tower, beside / tower)
+
         return folder, write_base(folder, info, fill)
 
 

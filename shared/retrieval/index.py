@@ -1,4 +1,4 @@
-"""Exact nearest products by inner product: FAISS for speed, one fixed order for ties.
+"""Exact nearest products: FAISS for speed, one fixed order for ties.
 
 FAISS alone is not enough to reproduce a result: it scores a small batch of queries with other code
 than a large one (the last bits differ), and among equal scores it keeps whichever it likes. So it
@@ -11,9 +11,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.config import COSINE
 from shared.errors import RetrievalError
+from shared.similarity import BY_FAISS_METRIC, BY_NAME, Distance
 
-METRIC: Final = "inner_product"
 FACTORY: Final = "IDMap2,Flat"
 _UNIT_TOLERANCE = 1e-3  # fp16 activations leave norms within 5e-4 of 1
 # Far above the rounding of a float32 dot product of unit vectors (about 1e-6 at 4,096 dimensions),
@@ -22,11 +23,12 @@ TIE_TOLERANCE: Final = 1e-5
 _CHUNK_NUMBERS = 4_000_000  # candidate numbers re-scored at once, 32 MB in double precision
 
 
-def build_index(vectors: NDArray[np.float32]) -> faiss.Index:
-    """Exact inner-product index over unit vectors; ids are row numbers.
+def build_index(vectors: NDArray[np.float32], *, distance: str = COSINE) -> faiss.Index:
+    """Exact index over unit vectors; ids are row numbers.
 
     Args:
         vectors: unit product vectors, (N, D), N >= 1.
+        distance: one of `shared.config.DISTANCES`; the index knows it from now on.
 
     Returns:
         A FAISS `IDMap2,Flat` index that holds a copy of them.
@@ -35,7 +37,8 @@ def build_index(vectors: NDArray[np.float32]) -> faiss.Index:
         RetrievalError: not two-dimensional, empty, not finite, or not of unit length.
     """
     check_unit(vectors)
-    index = faiss.index_factory(vectors.shape[1], FACTORY, faiss.METRIC_INNER_PRODUCT)
+    metric = BY_NAME[distance].faiss_metric
+    index = faiss.index_factory(vectors.shape[1], FACTORY, metric)
     rows = np.arange(len(vectors), dtype=np.int64)
     index.add_with_ids(np.ascontiguousarray(vectors, np.float32), rows)
     return index
@@ -121,19 +124,17 @@ def check_queries(index: faiss.Index, queries: NDArray[np.float32]) -> None:
         raise RetrievalError("a query vector is not finite; check the release and the base")
 
 
-def inner_products(queries: NDArray[np.float32], vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Scores that depend on nothing but the two vectors: not on the batch, not on the place in it.
+def distance_of(index: Any) -> Distance:
+    """By what an index compares vectors.
 
-    Args:
-        queries: query vectors, (Q, D).
-        vectors: candidates of each query, (Q, W, D).
-
-    Returns:
-        Inner products summed in double precision and rounded once, (Q, W).
+    Raises:
+        RetrievalError: by something that no base can name.
     """
-    sums = np.einsum("qd,qwd->qw", queries.astype(np.float64), vectors.astype(np.float64))
-    scores: NDArray[np.float32] = sums.astype(np.float32)
-    return scores
+    if index.metric_type not in BY_FAISS_METRIC:
+        raise RetrievalError(
+            f"an index of FAISS metric {index.metric_type} is none of {', '.join(BY_NAME)}"
+        )
+    return BY_FAISS_METRIC[index.metric_type]
 
 
 def _search(
@@ -152,7 +153,7 @@ def _search_chunk(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     _, candidates = index.search(queries, width)  # (C, width)
     vectors = vectors_of(index, candidates.ravel()).reshape(*candidates.shape, index.d)
-    exact = inner_products(queries, vectors)  # (C, width)
+    exact = distance_of(index).scores(queries, vectors)  # (C, width)
     order = np.lexsort((candidates, -exact), axis=-1)
     exact = np.take_along_axis(exact, order, axis=1)
     scores, rows = exact[:, :k].copy(), np.take_along_axis(candidates, order[:, :k], axis=1)

@@ -28,7 +28,7 @@ from pydantic import Field
 from shared.durable import Record, locked, new_folder, replace_file, sha256_file
 from shared.errors import RetrievalError
 from shared.retrieval.hybrid import DEFAULT_DENSE_WEIGHT, Tuned
-from shared.retrieval.index import METRIC
+from shared.retrieval.index import distance_of
 from shared.retrieval.lexical import LexicalDocument, LexicalIndex
 from shared.retrieval.recall import RecallReport
 from shared.retrieval.vectors import VectorIndex
@@ -48,6 +48,7 @@ class IndexManifest(Record):
         catalog_digest: of the catalog its rows are.
         num_products: rows.
         dim: D, length of every vector.
+        metric: FAISS's, by which vectors are compared; see `shared.similarity`.
         factory: FAISS's own name for this kind of index.
         recall: what it finds of what an exact search finds.
         dense_weight: of the dense ranker in the mix of the two.
@@ -64,7 +65,7 @@ class IndexManifest(Record):
     catalog_digest: str = Field(pattern=_HEX)
     num_products: int = Field(ge=1)
     dim: int = Field(ge=1)
-    metric: Literal["inner_product"] = METRIC
+    metric: Literal["inner_product", "l2", "l1"] = "inner_product"
     factory: str
     recall: RecallReport
     dense_weight: float = Field(ge=0, le=1)
@@ -173,6 +174,7 @@ def write_index_folder(
                 catalog_digest=catalog_digest,
                 num_products=len(parts.ids),
                 dim=parts.index.d,
+                metric=distance_of(parts.index).metric,
                 factory=parts.factory,
                 recall=parts.recall,
                 dense_weight=tuned.dense_weight,
@@ -212,6 +214,8 @@ def open_index_folder(folder: Path, *, expected_digest: str | None = None) -> Op
     if len(counts) > 1 or index.d != manifest.dim:
         found = f"{index.ntotal} vectors for {len(ids)} product ids and {len(digests)} digests"
         raise _damaged(folder, found)
+    if distance_of(index).metric != manifest.metric:
+        raise _damaged(folder, f"index.faiss does not compare by {manifest.metric}")
     matrix = None
     if MATRIX in manifest.files:
         matrix = np.load(folder / MATRIX, mmap_mode="r", allow_pickle=False)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from shared.durable import Record
-from shared.retrieval.index import TIE_TOLERANCE, inner_products
+from shared.retrieval.index import TIE_TOLERANCE
 from shared.retrieval.vectors import Mask, VectorIndex, part_of
+from shared.similarity import Distance
 
 RECALL_TARGET: Final = 0.98
 SELECTIVITIES: Final = (0.5, 0.05, 0.005)  # shares of the rows that a filter leaves
@@ -78,7 +79,7 @@ def measure_recall(
     """
     assert vectors.shape == (index.num_rows, index.dim), "the vectors of this index"
     queries = _sample_queries(vectors, seed) if queries is None else queries
-    trials = _trials(vectors, queries, k, selectivities, seed)
+    trials = _trials(vectors, queries, k, selectivities, seed, index.distance)
     recalls = [_recall(index, vectors, queries, k, trial) for trial in trials]
     return RecallReport(
         k=k,
@@ -119,7 +120,7 @@ def choose_effort(
         return
     # Another sample than `measure_recall` takes with this seed: it shall not flatter the choice.
     queries = _sample_queries(vectors, seed + 1) if queries is None else queries
-    trials = _trials(vectors, queries, 10, SELECTIVITIES[:1], seed + 1)
+    trials = _trials(vectors, queries, 10, SELECTIVITIES[:1], seed + 1, part.distance)
     searched = VectorIndex.over(index, matrix=matrix)
     for effort in _EF_SEARCH_LADDER if part.kind == "hnsw" else _NPROBE_LADDER:
         if part.kind == "hnsw":
@@ -177,6 +178,7 @@ def _trials(
     k: int,
     selectivities: Sequence[float],
     seed: int,
+    distance: Distance,
 ) -> list[_Trial]:
     """Exact searches: one without a filter, then one for each selectivity."""
     masks: list[Mask | None] = [None]
@@ -184,24 +186,32 @@ def _trials(
         mask = np.zeros(len(vectors), np.bool_)
         mask[chosen_rows(len(vectors), max(1, round(share * len(vectors))), seed + number)] = True
         masks.append(mask)
-    return [_trial(vectors, queries, k, mask) for mask in masks]
+    return [_trial(vectors, queries, k, mask, distance) for mask in masks]
 
 
 def _trial(
-    vectors: NDArray[Any], queries: NDArray[np.float32], k: int, eligible: Mask | None
+    vectors: NDArray[Any],
+    queries: NDArray[np.float32],
+    k: int,
+    eligible: Mask | None,
+    distance: Distance,
 ) -> _Trial:
     count = min(k, len(vectors) if eligible is None else int(np.count_nonzero(eligible)))
-    return _Trial(eligible, count, _floors(vectors, queries, count, eligible))
+    return _Trial(eligible, count, _floors(vectors, queries, count, eligible, distance))
 
 
 def _floors(
-    vectors: NDArray[Any], queries: NDArray[np.float32], k: int, eligible: Mask | None
+    vectors: NDArray[Any],
+    queries: NDArray[np.float32],
+    k: int,
+    eligible: Mask | None,
+    distance: Distance,
 ) -> NDArray[np.float32]:
     """Score of the k-th best eligible row a query, (Q,), block by block."""
     best = np.full((len(queries), k), -np.inf, np.float32)
     for start in range(0, len(vectors), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
-        scores = queries @ vectors[block].T.astype(np.float32)  # (Q, B)
+        scores = distance.pairwise(queries, vectors[block].astype(np.float32))  # (Q, B)
         if eligible is not None:
             scores[:, ~eligible[block]] = -np.inf
         best = -np.partition(-np.concatenate([best, scores], axis=1), k - 1, axis=1)[:, :k]
@@ -217,6 +227,6 @@ def _recall(
     trial: _Trial,
 ) -> float:
     _, rows = index.search(queries, k, eligible=trial.eligible)  # (Q, k)
-    scores = inner_products(queries, vectors[np.maximum(rows, 0)])
+    scores = index.distance.scores(queries, vectors[np.maximum(rows, 0)])
     right = (rows >= 0) & (scores >= trial.floors[:, None] - TIE_TOLERANCE)
     return float(np.mean(right.sum(axis=1) / trial.num_found))

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from shared.retrieval.facets import Facet
 from shared.retrieval.filters import Filters, Sort, active, without
 from shared.retrieval.hybrid import Fused, fuse
-from shared.retrieval.index import inner_products
 from shared.retrieval.lexical import LexicalDocument, LexicalIndex
 from shared.retrieval.products import ProductTable
 from shared.retrieval.relevance import NO_FLOOR, Bar, bar_of
@@ -305,7 +304,7 @@ class Shelf:
             dense_weight=self.dense_weight if weight is None else weight,
             dense_score_of=None
             if vector is None
-            else lambda rows: inner_products(vector[None], self.vectors.vectors_of(rows)[None])[0],
+            else lambda rows: self.vectors.scores_of(vector, rows),
         )
 
     def _first(

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import RetrievalError
-from shared.retrieval.index import TIE_TOLERANCE, check_queries, check_unit, inner_products
+from shared.retrieval.index import TIE_TOLERANCE, check_queries, check_unit, distance_of
+from shared.similarity import Distance
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]  # scores and rows, (Q, k) each
 Mask = NDArray[np.bool_]  # (N,)
@@ -54,6 +55,7 @@ class Part:
         owner: the index as given; the others point into its memory.
         index: the same without an `IDMap` around it.
         kind: how it searches.
+        distance: by which it compares.
         storage: what compares the rows one by one; None for IVF, whose lists do.
         matrix: whole vectors, (N, D), if they are kept; else None.
         gpu: a copy of an exact index on a GPU, which answers one thread at a time; or None.
@@ -62,6 +64,7 @@ class Part:
     owner: faiss.Index
     index: Any
     kind: _Kind
+    distance: Distance
     storage: Any
     matrix: NDArray[Any] | None
     gpu: tuple[Any, threading.Lock] | None = None
@@ -121,7 +124,7 @@ class Part:
             rows = rows[rows >= 0]
             if len(rows) < k:
                 return self._search_one(query, k, width, scope, exhaustive=True)
-        scores = inner_products(query, self.vectors_of(rows)[None])[0]
+        scores = self.distance.scores(query, self.vectors_of(rows)[None])[0]
         order = np.lexsort((rows, -scores))
         scores, rows = scores[order], rows[order]
         tied = exhaustive and width < scope.num_rows and scores[k - 1] <= scores[-1] + TIE_TOLERANCE
@@ -210,7 +213,7 @@ class Part:
     def _ordered(self, queries: NDArray[np.float32], candidates: NDArray[np.int64]) -> Found:
         """Candidates (C, W) scored again and in order; places that are -1 come last with -inf."""
         vectors = self.vectors_of(np.maximum(candidates, 0).ravel())
-        scores = inner_products(queries, vectors.reshape(*candidates.shape, -1))
+        scores = self.distance.scores(queries, vectors.reshape(*candidates.shape, -1))
         scores[candidates < 0] = -np.inf
         order = np.lexsort((candidates, -scores), axis=-1)
         lines = np.arange(len(queries))[:, None]  # three times as fast as take_along_axis
@@ -221,10 +224,10 @@ class Part:
 class VectorIndex:
     """Product vectors, searched by plan; made by `over`, and grown by `with_rows`.
 
-    Rows 0..N-1 are those of the index it was made over, N.. those appended since. Scores are exact
-    inner products of query and stored vector. Where only codes are stored (SQ8 without `matrix`)
-    the stored vector is the decoded one, a few thousandths off; `measure_recall` counts what that
-    costs.
+    Rows 0..N-1 are those of the index it was made over, N.. those appended since. Scores are those
+    of `shared.similarity`, exact, of query and stored vector. Where only codes are stored (SQ8
+    without `matrix`) the stored vector is the decoded one, a few thousandths off; `measure_recall`
+    counts what that costs.
     """
 
     _base: Part
@@ -269,6 +272,11 @@ class VectorIndex:
     def dim(self) -> int:
         """D, length of every vector."""
         return int(self._base.index.d)
+
+    @property
+    def distance(self) -> Distance:
+        """By which it compares."""
+        return self._base.distance
 
     @property
     def effort(self) -> int:
@@ -325,11 +333,16 @@ class VectorIndex:
                 f"product vectors of {vectors.shape[1]} dimensions for an index of {self.dim};"
                 " encode them with the encoder that made the index"
             )
-        flat = faiss.IndexFlatIP(self.dim)
+        flat = faiss.IndexFlat(self.dim, self._base.index.metric_type)
         if self._appended is not None:
             flat.add(self._appended.vectors_of(np.arange(self.num_appended)))
         flat.add(np.ascontiguousarray(vectors, np.float32))
         return replace(self, _appended=part_of(flat))
+
+    def scores_of(self, query: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores (R,) of some rows (R,) for one query (D,), as `search` would give them."""
+        scores = self.distance.scores(query[None], self.vectors_of(rows)[None])  # (1, R)
+        return scores.reshape(-1)
 
     def vectors_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The stored vectors of some rows, base or appended.
@@ -387,13 +400,14 @@ def part_of(index: faiss.Index, matrix: NDArray[Any] | None = None) -> Part:
         inner = faiss.downcast_index(index.index)
     storage = faiss.downcast_index(inner.storage) if isinstance(inner, faiss.IndexHNSW) else inner
     kind = _kind(inner, storage)
-    if kind is None or inner.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise RetrievalError(f"{type(inner).__name__} is not an exact, HNSW or IVF cosine index")
+    if kind is None:
+        raise RetrievalError(f"{type(inner).__name__} is not an exact, HNSW or IVF index")
+    distance = distance_of(inner)
     if kind == "ivf":
-        return Part(index, inner, kind, storage=None, matrix=matrix)
+        return Part(index, inner, kind, distance, storage=None, matrix=matrix)
     if isinstance(storage, faiss.IndexFlat):
         matrix = _stored_matrix(storage)
-    return Part(index, inner, kind, storage, matrix)
+    return Part(index, inner, kind, distance, storage, matrix)
 
 
 def _kind(index: faiss.Index, storage: faiss.Index) -> _Kind | None:

@@ -21,7 +21,14 @@ from pydantic import (
     model_validator,
 )
 
-from shared.config import NO_KNOBS, RunConfig, default_run_config, parse_run_config
+from shared.config import (
+    COSINE,
+    NO_KNOBS,
+    WEIGHTED_SUM,
+    RunConfig,
+    default_run_config,
+    parse_run_config,
+)
 from shared.errors import ConfigError
 
 Kind = Literal[
@@ -52,17 +59,29 @@ class _Strict(BaseModel):
 
 
 class DataSpec(_Strict):
-    """One world, but for its seed."""
+    """One world, but for its seed.
+
+    Worlds that differ in fusion or distance alone have the same products, shoppers and clicks.
+    """
 
     source: Literal["synthetic", "fashion", "icecat"]
     partition: str | None = None  # a column or dirichlet:ALPHA; None is the source's own
     regions: int = Field(default=4, ge=1, le=100)
+    fusion: Literal["weighted-sum", "average", "maximum", "concatenation", "attention"] = (
+        "weighted-sum"
+    )
+    distance: Literal["cosine", "euclidean", "manhattan"] = "cosine"
 
     @property
     def label(self) -> str:
-        """In a table: "fashion dirichlet:0.5, 4 regions"."""
+        """In a table: "fashion dirichlet:0.5, 4 regions"; with what is not the default after it."""
         rule = f" {self.partition}" if self.partition else ""
-        return f"{self.source}{rule}, {self.regions} regions"
+        chosen = [
+            f", {value}"
+            for value, default in ((self.fusion, WEIGHTED_SUM), (self.distance, COSINE))
+            if value != default
+        ]
+        return "".join([f"{self.source}{rule}, {self.regions} regions", *chosen])
 
 
 class MethodSpec(_Strict):

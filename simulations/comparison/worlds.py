@@ -124,6 +124,8 @@ def make_world(cell: Cell, root: Path, progress: RunProgress) -> Path:
             device=cell.device,
             seed=cell.seed,
             progress=progress,
+            fusion=cell.data.fusion,
+            distance=cell.data.distance,
         )
     return world
 

@@ -28,6 +28,8 @@ class HashEncoder:
     def digest(self) -> str:
         return self._fixed or digest_of(self._release)
 
+    distance = "cosine"
+
     def reset(self, *, seed: int) -> None:
         self._release = b""
 

@@ -28,7 +28,7 @@ runner = CliRunner()
 class BagOfWords:
     """One dimension a word; a photo is the word in its file name."""
 
-    digest = "e" * 64
+    digest, distance = "e" * 64, "cosine"
 
     def encode_products(
         self, texts: Sequence[str | None], images: Sequence[Path | None]

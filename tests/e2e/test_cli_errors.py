@@ -39,6 +39,8 @@ def simulate_with(call: Call, data: str, out: Path, *more: str) -> Answer:
     [
         (["--preset", "huge"], '"huge" is unknown; choose one of starter, tiny'),
         (["--engine", "steam"], '"steam" is unknown; choose one of local, flower'),
+        (["--fusion", "glue"], '"glue" is unknown; choose one of weighted-sum, average, maximum'),
+        (["--distance", "far"], '"far" is unknown; choose one of cosine, euclidean, manhattan'),
         (["--device", "abacus"], '"abacus" is unknown; choose one of auto, cpu, cuda'),
         (["--regions", "0"], "0 is not in the range"),
         (["--rounds", "0"], "0 is not in the range"),

@@ -103,3 +103,34 @@ def test_a_bad_knob_is_one_line(options: list[str], said: str, run: Path) -> Non
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match='empty: no run; make it with "fedshelf simulate --out'):
         main([str(tmp_path / "empty")])
+
+
+def test_another_fusion_or_distance_needs_no_other_run(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lines(*options: str) -> list[str]:
+        main([str(run), "--rounds", "1", *options])
+        return capsys.readouterr().out.splitlines()
+
+    plain = lines()
+    kept = sorted(path.name for path in run.glob("regions/*/state/prefix_cache/*"))
+    assert lines("--fusion", "weighted-sum", "--distance", "cosine") == plain
+    attention = lines("--fusion", "attention")
+    assert attention[0] == plain[0]  # it starts as the weighted sum
+    for choice in (("--fusion", "concatenation"), ("--distance", "manhattan")):
+        assert lines(*choice) != plain
+    euclidean = lines("--distance", "euclidean")
+    assert euclidean[0] == plain[0]  # which ranks as cosine does
+    assert euclidean[1] != plain[1]
+    assert sorted(path.name for path in run.glob("regions/*/state/prefix_cache/*")) == kept
+
+
+@pytest.mark.parametrize("option", ["--fusion", "--distance"])
+def test_a_name_that_is_not_known_is_one_line_and_a_usage_error(
+    option: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(run), option, "glue"])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'error: {option}: "glue" is unknown; choose one of ')

@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from shared.config import default_run_config
+from shared.config import DISTANCES, FUSIONS, default_run_config
 from shared.errors import ConfigError
-from simulations.comparison.spec import Experiment, read_experiment
+from simulations.comparison.spec import DataSpec, Experiment, read_experiment
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "simulations" / "experiments").glob("*.toml"))
@@ -44,6 +45,20 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
     assert experiment.data[0].label == "synthetic, 4 regions"
     fed = experiment.method_named("fed")
     assert (experiment.alone_of(fed), experiment.pooled_of(fed)) == ("alone", "pool")
+
+
+def test_worlds_may_differ_in_fusion_and_distance_alone(tmp_path: Path) -> None:
+    more = DATA + 'fusion = "attention"\n' + DATA + 'distance = "manhattan"\n'
+    experiment = read(tmp_path, HEAD + DATA + more + METHODS)
+    assert [data.label for data in experiment.data] == [
+        "synthetic, 4 regions",
+        "synthetic, 4 regions, attention",
+        "synthetic, 4 regions, manhattan",
+    ]
+    for key, known in (("fusion", FUSIONS), ("distance", DISTANCES)):
+        assert get_args(DataSpec.model_fields[key].annotation) == known
+        with pytest.raises(ConfigError, match=f"{key}: Input should be '{known[0]}', "):
+            read(tmp_path, HEAD + DATA + f'{key} = "glue"\n' + METHODS)
 
 
 def test_any_knob_of_the_federation_may_be_set(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """The base artefact: every byte of it is what its fingerprint says, or it is refused by name."""
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shared.config import FUSIONS
 from shared.encoders.base import read_base
 from shared.encoders.encoder import load_encoder
+from shared.encoders.presets import PRESETS, PublicSlice, make_base
 from shared.errors import BaseError
 
 FILES = [
@@ -102,4 +106,47 @@ def test_an_unknown_field_is_refused(base: Path) -> None:
 def test_another_format_is_refused_as_such_whatever_its_fields(base: Path) -> None:
     rewrite(base, format=2, colour="red")
     with pytest.raises(BaseError, match="base format 2, this program reads 1; update it"):
+        read_base(base)
+
+
+# -- fusion and distance ---------------------------------------------------------------------------
+
+
+def chosen(fusion: str, distance: str) -> Path:
+    base, _ = make_base(
+        PRESETS["tiny"], PublicSlice([], []), seed=0, fusion=fusion, distance=distance
+    )
+    return base
+
+
+def test_a_base_from_before_there_was_a_choice_is_the_base_of_the_defaults(tiny_base: Path) -> None:
+    """Its manifest names neither, and its fingerprint is that of the bytes that always were."""
+    raw = (tiny_base / "BASE.json").read_bytes()
+    assert not {"fusion", "distance", "towers"} & json.loads(raw).keys()
+    found = read_base(tiny_base)
+    assert (found.fusion, found.distance) == ("weighted-sum", "cosine")
+    assert found.fingerprint == found.towers == hashlib.sha256(raw).hexdigest()
+    assert chosen("weighted-sum", "cosine") == tiny_base
+
+
+def test_another_choice_is_another_base_with_the_same_towers(tiny_base: Path) -> None:
+    plain, other = read_base(tiny_base), read_base(chosen("attention", "manhattan"))
+    assert (other.fusion, other.distance) == ("attention", "manhattan")
+    assert other.towers == plain.fingerprint != other.fingerprint
+    assert other == replace(
+        plain, fusion="attention", distance="manhattan", fingerprint=other.fingerprint
+    )
+    with pytest.raises(BaseError, match=f"expected {plain.fingerprint[:12]}; copy the base"):
+        read_base(chosen("attention", "manhattan"), expected=plain.fingerprint)
+
+
+def test_only_a_concatenation_has_longer_vectors() -> None:
+    lengths = {kind: read_base(chosen(kind, "cosine")).vector_dim for kind in FUSIONS}
+    assert lengths == {**dict.fromkeys(FUSIONS, 32), "concatenation": 64}
+
+
+@pytest.mark.parametrize("key", ["fusion", "distance"])
+def test_a_choice_that_this_program_does_not_know_is_named(base: Path, key: str) -> None:
+    rewrite(base, **{key: "colour"})
+    with pytest.raises(BaseError, match=f"{key} 'colour' is not one of (weighted-sum|cosine), "):
         read_base(base)

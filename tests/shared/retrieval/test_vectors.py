@@ -285,8 +285,10 @@ def test_a_large_batch_in_chunks_is_each_query_alone(monkeypatch: pytest.MonkeyP
 
 
 def test_an_index_of_another_kind_metric_or_numbering_is_refused() -> None:
-    with pytest.raises(RetrievalError, match="not an exact, HNSW or IVF cosine index"):
-        VectorIndex.over(faiss.IndexFlatL2(4))
+    with pytest.raises(RetrievalError, match="IndexLSH is not an exact, HNSW or IVF index"):
+        VectorIndex.over(faiss.IndexLSH(4, 8))
+    with pytest.raises(RetrievalError, match="is none of cosine, euclidean, manhattan"):
+        VectorIndex.over(faiss.index_factory(4, "Flat", faiss.METRIC_Linf))
     numbered = faiss.index_factory(4, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
     numbered.add_with_ids(unit(2, 4), np.array([5, 6]))
     with pytest.raises(RetrievalError, match="not row numbers"):
