@@ -77,34 +77,40 @@ class World:
     judged: bool
 
 
-def prepare(
-    run: Path,
-    *,
-    data: str,
-    regions: int,
-    rule: str | None,
-    preset: str,
-    device: str,
-    seed: int,
-    progress: RunProgress,
-    personalize: bool = False,
-    fusion: str = WEIGHTED_SUM,
-    distance: str = COSINE,
-) -> World:
-    """Make the region folders, the base and the signing key of a run; once.
+@dataclass(frozen=True)
+class WorldOptions:
+    """What a world is made of.
 
-    Args:
-        run: the run's folder.
+    Attributes:
         data: as `--data` takes it.
         regions: how many.
         rule: as `--partition` takes it, or None for the source's own.
         preset: of the base.
         device: for every region.
         seed: of every choice.
-        progress: told what is going on.
         personalize: whether every region adapts releases to its own clicks.
         fusion: of the base.
         distance: of the base.
+    """
+
+    data: str
+    regions: int
+    rule: str | None
+    preset: str
+    device: str
+    seed: int
+    personalize: bool = False
+    fusion: str = WEIGHTED_SUM
+    distance: str = COSINE
+
+
+def prepare(run: Path, asked: WorldOptions, progress: RunProgress) -> World:
+    """Make the region folders, the base and the signing key of a run; once.
+
+    Args:
+        run: the run's folder.
+        asked: see `WorldOptions`.
+        progress: told what is going on.
 
     Returns:
         What later stages need; kept in `world.json`, whose presence says this stage is complete.
@@ -114,35 +120,36 @@ def prepare(
         return _read_world(path)
     for leftover in LEFTOVERS:
         shutil.rmtree(run / leftover, ignore_errors=True)
-    names = region_names(regions)
-    fetch_weights(find_preset(preset))  # before minutes of work that would be for nothing
-    with progress.stage("data", f"Data: {data}"):
-        source = load_source(
-            data,
-            regions=names,
-            seed=seed,
-            folder=cache_root() / "photos",
-            progress=progress.bar("drawing photos"),
-        )
-        for problem in source.problems[:MAX_PROBLEMS_SHOWN]:
-            progress.line(problem)
-        if len(source.problems) > MAX_PROBLEMS_SHOWN:
-            progress.line(f"... and {len(source.problems) - MAX_PROBLEMS_SHOWN} more problems")
-        region_of = partition(
-            source.products, rule=rule or source.partition, regions=regions, seed=seed
-        )
-        for name in names:
-            rows = rows_of(region_of, name)
-            write_catalog(run / "regions" / name, source.products[rows])
-            progress.line(f"region {name}: {len(rows)} products")
-    with progress.stage("base", f"Base: {preset}"):
-        base = _make_base(run, source, preset, (fusion, distance), progress)
-        encoder = _ranker(run / "base", base, device)
+    fetch_weights(find_preset(asked.preset))  # before minutes of work that would be for nothing
+    with progress.stage("data", f"Data: {asked.data}"):
+        source, region_of = _write_catalogs(run, asked, progress)
+    with progress.stage("base", f"Base: {asked.preset}"):
+        base = _make_base(run, source, asked, progress)
+        encoder = _ranker(run / "base", base, asked.device)
     with progress.stage("clicks", "Click logs"):
-        settings = PersonalizationConfig(enabled=personalize)
-        world = _write_logs(run, source, region_of, base, encoder, device, seed, progress, settings)
+        world = _write_logs(run, source, region_of, base, encoder, asked, progress)
     replace_file(path, canonical_json(asdict(world)))
     return world
+
+
+def _write_catalogs(
+    run: Path, asked: WorldOptions, progress: RunProgress
+) -> tuple[Source, list[str]]:
+    """Every region's catalog and photos; the source, and the region of each of its products."""
+    names = region_names(asked.regions)
+    photos, report = cache_root() / "photos", progress.bar("drawing photos")
+    source = load_source(asked.data, regions=names, seed=asked.seed, folder=photos, progress=report)
+    for problem in source.problems[:MAX_PROBLEMS_SHOWN]:
+        progress.line(problem)
+    if len(source.problems) > MAX_PROBLEMS_SHOWN:
+        progress.line(f"... and {len(source.problems) - MAX_PROBLEMS_SHOWN} more problems")
+    rule = asked.rule or source.partition
+    region_of = partition(source.products, rule=rule, regions=asked.regions, seed=asked.seed)
+    for name in names:
+        rows = rows_of(region_of, name)
+        write_catalog(run / "regions" / name, source.products[rows])
+        progress.line(f"region {name}: {len(rows)} products")
+    return source, region_of
 
 
 def _read_world(path: Path) -> World:
@@ -152,15 +159,17 @@ def _read_world(path: Path) -> World:
         raise FederationError(f"{path}: damaged; remove the run folder and start again") from None
 
 
-def _make_base(
-    run: Path, source: Source, preset: str, choices: tuple[str, str], progress: RunProgress
-) -> BaseInfo:
-    fusion, distance = choices
+def _make_base(run: Path, source: Source, asked: WorldOptions, progress: RunProgress) -> BaseInfo:
     photos = source.public.drop_nulls("image")
     public = PublicSlice(photos["title"].to_list(), [Path(p) for p in photos["image"].to_list()])
     report = progress.bar("aligning the image tower")
     cached, info = make_base(
-        find_preset(preset), public, seed=0, progress=report, fusion=fusion, distance=distance
+        find_preset(asked.preset),
+        public,
+        seed=0,
+        progress=report,
+        fusion=asked.fusion,
+        distance=asked.distance,
     )
     _link_tree(cached, run / "base")
     progress.line(f"base {info.fingerprint[:12]}, {len(public.titles)} public photos")
@@ -199,11 +208,10 @@ def _write_logs(
     region_of: Sequence[str],
     base: BaseInfo,
     encoder: Encoder,
-    device: str,
-    seed: int,
+    asked: WorldOptions,
     progress: RunProgress,
-    personalization: PersonalizationConfig,
 ) -> World:
+    personalization = PersonalizationConfig(enabled=asked.personalize)
     seen, test = split_queries(source.queries)
     key = run / "headquarters" / "signing.key"
     release_key = generate_signing_key(key)
@@ -215,12 +223,12 @@ def _write_logs(
             localize(part, rows, num_products=len(region_of), region=name) for part in (seen, test)
         ]
         _require_test_query(name, local[1])
-        clicks = _clicks(folder, source, local[0], encoder, [seed, number], progress)
+        clicks = _clicks(folder, source, local[0], encoder, [asked.seed, number], progress)
         write_clicks(folder, clicks)
         ids = source.products["product_id"][rows].to_list()
         left_out[name] = write_qrels(folder / "qrels.parquet", local[1], ids)
         write_qrels(run / SEEN / f"{name}.parquet", local[0], ids)
-        config = _region_config(name, source, base, release_key, device)
+        config = _region_config(name, source, base, release_key, asked.device)
         config = config.model_copy(update={"personalization": personalization})
         write_region_toml(folder, config)
         progress.line(f"region {name}: {int(clicks['clicked'].sum())} clicks")

@@ -35,7 +35,7 @@ from simulations.baselines import (
     central_pool,
     local_pools,
 )
-from simulations.prepare import LEFTOVERS, World, prepare
+from simulations.prepare import LEFTOVERS, World, WorldOptions, prepare
 from simulations.progress import RunProgress
 from simulations.report import write_report
 from simulations.table import (
@@ -167,23 +167,25 @@ def _require_same_options(path: Path, asked: Mapping[str, Any]) -> None:
 
 def _prepare(options: Options, run: Path, progress: RunProgress) -> World:
     try:
-        return prepare(
-            run,
-            data=options.data,
-            regions=options.regions,
-            rule=options.partition,
-            preset=options.preset,
-            device=options.device,
-            seed=options.seed,
-            progress=progress,
-            personalize=options.personalize,
-            fusion=options.fusion,
-            distance=options.distance,
-        )
+        return prepare(run, _world_options(options), progress)
     except FedshelfError:
         if not (run / "world.json").is_file():
             _withdraw(run)
         raise
+
+
+def _world_options(options: Options) -> WorldOptions:
+    return WorldOptions(
+        data=options.data,
+        regions=options.regions,
+        rule=options.partition,
+        preset=options.preset,
+        device=options.device,
+        seed=options.seed,
+        personalize=options.personalize,
+        fusion=options.fusion,
+        distance=options.distance,
+    )
 
 
 def _withdraw(run: Path) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from shared.config import FederationConfig, parse_run_config
 from shared.encoders.encoder import Encoder
-from simulations.prepare import prepare
+from simulations.prepare import WorldOptions, prepare
 from simulations.progress import RunProgress
 from simulations.run import Options
 
@@ -92,15 +92,19 @@ class Stops(RunProgress):
 def prepare_run(run: Path, fashion: Path, *, regions: int = 2, seed: int = 7) -> None:
     """Regions, base and signing key of a run, and nothing trained yet."""
     run.mkdir(parents=True)
-    prepare(
-        run,
+    prepare(run, world_options(fashion, regions=regions, seed=seed), quiet())
+
+
+def world_options(fashion: Path, *, regions: int = 2, seed: int = 7, **more: str) -> WorldOptions:
+    """A world of preset `tiny`."""
+    return WorldOptions(
         data=f"fashion:{fashion}",
         regions=regions,
         rule=None,
         preset="tiny",
         device="cpu",
         seed=seed,
-        progress=quiet(),
+        **more,
     )
 
 

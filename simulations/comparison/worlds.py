@@ -17,7 +17,7 @@ from shared.durable import canonical_json, replace_file
 from shared.errors import ConfigError
 from simulations.comparison.digests import code_digest, digest_of, folder_digest, library_versions
 from simulations.comparison.spec import DataSpec, Experiment
-from simulations.prepare import prepare
+from simulations.prepare import WorldOptions, prepare
 from simulations.progress import RunProgress
 
 SYNTHETIC = "synthetic"
@@ -115,19 +115,21 @@ def make_world(cell: Cell, root: Path, progress: RunProgress) -> Path:
     if not (world / "world.json").is_file():
         world.mkdir(parents=True, exist_ok=True)
         replace_file(world / "cell.json", canonical_json(_told(cell)))
-        prepare(
-            world,
-            data=cell.source,
-            regions=cell.data.regions,
-            rule=cell.data.partition,
-            preset=cell.preset,
-            device=cell.device,
-            seed=cell.seed,
-            progress=progress,
-            fusion=cell.data.fusion,
-            distance=cell.data.distance,
-        )
+        prepare(world, _options(cell), progress)
     return world
+
+
+def _options(cell: Cell) -> WorldOptions:
+    return WorldOptions(
+        data=cell.source,
+        regions=cell.data.regions,
+        rule=cell.data.partition,
+        preset=cell.preset,
+        device=cell.device,
+        seed=cell.seed,
+        fusion=cell.data.fusion,
+        distance=cell.data.distance,
+    )
 
 
 def _told(cell: Cell) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import faiss
 import pytest
-from small_world import Call, federation, options, quiet
+from small_world import Call, federation, options, quiet, world_options
 
 from client.personalization import GATE
 from client.region import open_region
@@ -83,18 +83,7 @@ def test_a_kind_without_a_gate_has_no_gate_candidate(
 def prepared(fashion: Path, run: Path, fusion: str, distance: str = "cosine") -> Worker:
     """The region north of a run that is prepared and no more, eager to adapt."""
     run.mkdir()
-    prepare(
-        run,
-        data=f"fashion:{fashion}",
-        regions=2,
-        rule=None,
-        preset="tiny",
-        device="cpu",
-        seed=7,
-        progress=quiet(),
-        fusion=fusion,
-        distance=distance,
-    )
+    prepare(run, world_options(fashion, fusion=fusion, distance=distance), quiet())
     forget_workers()
     region = open_region(run / "regions" / "north")
     eager = PersonalizationConfig(min_queries=2, passes=1)
