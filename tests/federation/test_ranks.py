@@ -105,10 +105,12 @@ def test_mixed_ranks_after_an_interruption_end_bit_equal(aggregation: str, new_r
         assert [record.bias for record in whole.rounds()[1:]] == [0.0] * 3
 
 
+@pytest.mark.timeout(900)
 def test_both_engines_end_with_the_same_adapter(new_run: NewRun) -> None:
     local, flower = mixed(new_run("local")), mixed(new_run("flower"))
     ours = federate(local, num_rounds=2)
-    command = [sys.executable, "-c", FLOWER, json.dumps(run_config(flower))]
+    patient = run_config(flower, describe_timeout_s=600)  # see `test_engines`
+    command = [sys.executable, "-c", FLOWER, json.dumps(patient)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = History(flower / "headquarters")
