@@ -18,7 +18,7 @@ from server.history import History, RoundRecord
 from server.replies import sort_replies
 from server.traffic import Traffic, TrainingLog
 from shared import wire
-from shared.adapter import Adapter, add
+from shared.adapter import Adapter, add, trained_names
 from shared.config import FederationConfig
 from shared.errors import FederationError
 from shared.exchanges import digest
@@ -99,16 +99,15 @@ def _train_alone(
 ) -> Adapter | None:
     """An adapter trained by one region alone, or None if one of its rounds fails."""
     for number in range(1, config.num_rounds + 1):
-        arrays = wire.encode_adapter(adapter)
-        request = wire.train_request(
-            arrays, config.train_config(number), number, purpose=wire.LOCAL
-        )
+        arrays, settings = wire.encode_adapter(adapter), config.train_config(number)
+        request = wire.train_request(arrays, settings, number, purpose=wire.LOCAL)
+        trained = trained_names(adapter, settings.trained_factors)
         updates, rejected = sort_replies(
             grid.send_and_receive(
                 [Message(request, node, MessageType.TRAIN)], timeout=config.round_timeout_s
             ),
             {node: region},
-            _update_check(config, adapter, rank),
+            _update_check(config, {name: adapter[name] for name in trained}, rank),
             where=f'"{region}" alone, round {number}',
             timeout_s=config.round_timeout_s,
         )
@@ -124,12 +123,12 @@ def _train_alone(
 
 
 def _update_check(
-    config: FederationConfig, sent: Adapter, rank: int
+    config: FederationConfig, trained: Adapter, rank: int
 ) -> Callable[[str, RecordDict], tuple[wire.TrainReply, str]]:
     return lambda region, content: (
         wire.read_train_reply(
             content,
-            sent,
+            trained,
             encoding=config.update_encoding,
             max_examples=config.max_examples,
             max_norm=config.max_update_norm,

@@ -234,19 +234,20 @@ def test_a_run_cut_off_anywhere_ends_with_the_same_adapter_and_decision(
 # -- the cross-site table --------------------------------------------------------------------------
 
 
-def test_the_tables_figures_are_those_of_gate_clicks(new_run: NewRun) -> None:
+@pytest.mark.parametrize("aggregation", ["factors", "alternate"])
+def test_the_tables_figures_are_those_of_gate_clicks(new_run: NewRun, aggregation: str) -> None:
     run = new_run("run")
     agree(run, "north", matrix=True, local_adapter=True)
     agree(run, "south", matrix=True)
     history = History(run / "headquarters")
     release = moved(history.adapter(0), 4)
     save_adapter(history.folder / "references" / "4.safetensors", release, {})
-    config = run_config(run) | {"task": "matrix"}
+    config = run_config(run, aggregation=aggregation) | {"task": "matrix"}
     run_server_app(Regions(folders(run), config), config)
     table = history.matrix()
     assert table is not None
     north, south = (get_worker(folder) for folder in folders(run).values())
-    alone, knobs = history.adapter(0), federation(run)
+    alone, knobs = history.adapter(0), federation(run, aggregation=aggregation)
     for number in (1, 2):
         alone = add(alone, north.train(alone, knobs.train_config(number), number).update)
     expected = {"release 0": history.adapter(0), "release 4": release, "north alone": alone}
