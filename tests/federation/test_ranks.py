@@ -105,6 +105,7 @@ def test_mixed_ranks_after_an_interruption_end_bit_equal(aggregation: str, new_r
         assert [record.bias for record in whole.rounds()[1:]] == [0.0] * 3
 
 
+@pytest.mark.slow  # Ray; `test_engines` compares the engines with one rank in `make test`
 @pytest.mark.timeout(900)
 def test_both_engines_end_with_the_same_adapter(new_run: NewRun) -> None:
     local, flower = mixed(new_run("local")), mixed(new_run("flower"))
