@@ -18,7 +18,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from shared.encoders.encoder import Encoder
-from shared.encoders.presets import PublicSlice, cache_root, find_preset, make_base
+from shared.encoders.presets import cache_root, find_preset, make_base
+from shared.encoders.public import PublicSlice
 from shared.errors import DataError
 from shared.schema import CATALOG_COLUMNS
 

@@ -30,7 +30,8 @@ from benchmarks.report import Report
 from benchmarks.timing import Spread
 from server.history import History
 from shared.encoders.encoder import load_encoder
-from shared.encoders.presets import PRESETS, PublicSlice, make_base
+from shared.encoders.presets import PRESETS, make_base
+from shared.encoders.public import PublicSlice
 from shared.errors import ConfigError
 from shared.schema import CLICK_COLUMNS, BaseConfig, DataConfig, RegionConfig
 from simulations.engine import ENGINES, run_engine

@@ -5,7 +5,7 @@ here touches a tensor on a device.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from client.clicks import Examples
 
 _SKIPPED = 0x73  # keeps the draw of hard negatives apart from the order of examples
+_PUBLIC = 0x70  # and that of public products
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Batch:
         product_index: row in `product_rows` of each example, (E,) int64.
         weight: of each example, (E,) float32.
         known_positive: (U, V) bool; true where the product was ever clicked for the query.
+        public_rows: products that belong to no region and answer nobody, (W,), ascending.
     """
 
     query_rows: NDArray[np.int64]
@@ -39,6 +41,7 @@ class Batch:
     product_index: Tensor
     weight: Tensor
     known_positive: Tensor
+    public_rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def make_batch(
@@ -99,6 +102,7 @@ def epoch_batches(
     batch_size: int,
     seed: list[int],
     hard_negatives: int = 0,
+    public: tuple[int, int] = (0, 0),
     part: int = 0,
     parts: int = 1,
 ) -> Iterator[Batch]:
@@ -109,16 +113,20 @@ def epoch_batches(
         batch_size: examples a batch.
         seed: of numpy's generator; the same numbers give the same order.
         hard_negatives: skipped products that join a batch for each of its queries, at most.
+        public: (N, W): of N public products, W join every batch, or all where there are fewer.
         part: only this one, from 0, of ...
         parts: ... so many equal parts of that order; see `part_size`.
     """
     order = np.random.default_rng(seed).permutation(len(examples.weight))
     rng = np.random.default_rng([*seed, _SKIPPED])
+    strangers = np.random.default_rng([*seed, _PUBLIC, part])
     sizes = [part_size(len(order), number, parts) for number in range(part + 1)]
     ours = np.roll(order, -sum(sizes[:-1]))[: sizes[-1]]
     for start in range(0, len(ours), batch_size):
         chosen = ours[start : start + batch_size]
-        yield make_batch(examples, chosen, hard_negatives=hard_negatives, rng=rng)
+        batch = make_batch(examples, chosen, hard_negatives=hard_negatives, rng=rng)
+        rows = strangers.permutation(public[0])[: public[1]]
+        yield replace(batch, public_rows=np.sort(rows))
 
 
 def part_size(total: int, part: int, parts: int) -> int:

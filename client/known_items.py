@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from client.clicks import Examples
 
 MAX_WORDS: Final = 3
-_SEED: Final = 0  # the same in every federation, so that activations are kept from run to run
+SEED: Final = 0  # the same in every federation, so that activations are kept from run to run
 MIN_CHARS: Final = 3  # "of", "a4" and a size find nothing in particular
 
 
@@ -30,7 +30,7 @@ def known_items_of(texts: Sequence[str], product_ids: pl.Series, clicks: pl.Data
         clicks: the impressions that are trained on, in `CLICK_COLUMNS`.
     """
     shown = product_ids.is_in(clicks["product_id"].unique().implode())
-    return make_known_items(texts, np.flatnonzero(shown.to_numpy()), seed=_SEED)
+    return make_known_items(texts, np.flatnonzero(shown.to_numpy()), seed=SEED)
 
 
 def make_known_items(texts: Sequence[str], rows: NDArray[np.int64], *, seed: int) -> Examples:

@@ -32,6 +32,7 @@ from shared.losses import (
 
 _VIEWS = 0x76  # keeps the draw of views apart from the order of examples
 _QUERY, _TEXT, _IMAGE, _ASKED, _ANSWER = ("query", "text", "image", "asked", "answer")
+_PUBLIC_TEXT, _PUBLIC_IMAGE = "public text", "public image"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class TrainingData:
 
     Attributes:
         examples: from its clicks.
-        known: from its catalog (`client.known_items`); a quarter of a batch of them a step.
+        known: words of titles (`client.known_items`), some a step.
+        known_texts: kept activations of the texts that answer them, a row of `known` each.
         queries: kept activations of `examples.queries`.
         known_queries: kept activations of `known.queries`.
         products: kept activations of its catalog.
@@ -48,10 +50,12 @@ class TrainingData:
         clicked: catalog rows that occur in the examples, ascending, (P,) int64.
         base_texts: where the base puts their texts, unit vectors, (P, D).
         views: augmented views of queries and products, beside the originals.
+        public: kept activations of products that belong to no region, where they take part.
     """
 
     examples: Examples
     known: Examples
+    known_texts: TextPrefixes
     queries: TextPrefixes
     known_queries: TextPrefixes
     products: ProductPrefixes
@@ -59,6 +63,12 @@ class TrainingData:
     clicked: NDArray[np.int64]
     base_texts: NDArray[np.float32]
     views: Views | None = None
+    public: ProductPrefixes | None = None
+
+    @property
+    def num_public(self) -> int:
+        """How many of them there are."""
+        return 0 if self.public is None else len(self.public.has_text)
 
 
 def make_training_data(
@@ -81,6 +91,7 @@ def make_training_data(
     return TrainingData(
         examples=examples,
         known=known,
+        known_texts=products.texts,
         queries=queries,
         known_queries=kept(known.queries),
         products=products,
@@ -179,11 +190,7 @@ class Objective:
 
     def _encodings(self, batch: Batch, known: Batch | None) -> dict[str, "_Encoding"]:
         """What a step has to encode."""
-        text, image, products = (
-            self._encoder.text_vectors,
-            self._encoder.image_vectors,
-            self._data.products,
-        )
+        text, image = self._encoder.text_vectors, self._encoder.image_vectors
         encode = {
             _QUERY: _Encoding(partial(text, self._queries), batch.query_rows),
             _TEXT: _Encoding(partial(text, self._texts), batch.product_rows),
@@ -191,7 +198,11 @@ class Objective:
         }
         if known is not None:
             encode[_ASKED] = _Encoding(partial(text, self._data.known_queries), known.query_rows)
-            encode[_ANSWER] = _Encoding(partial(text, products.texts), known.product_rows)
+            answers = self._data.known_texts
+            encode[_ANSWER] = _Encoding(partial(text, answers), known.product_rows)
+        if (public := self._data.public) and len(batch.public_rows) > 0:
+            encode[_PUBLIC_TEXT] = _Encoding(partial(text, public.texts), batch.public_rows)
+            encode[_PUBLIC_IMAGE] = _Encoding(partial(image, public.images), batch.public_rows)
         return encode
 
     def _joint(
@@ -200,21 +211,20 @@ class Objective:
         """All terms with their weights, (), and the products' vectors, a row each."""
         encoder, data, config = self._encoder, self._data, self._config
         temperature = encoder.fusion.temperature()
-        asked, text, image = vectors[_QUERY], vectors[_TEXT], vectors[_IMAGE]
+        asked, clicked = vectors[_QUERY], vectors[_TEXT][: batch.num_clicked]
         query, product = encoder.fusion.place(asked), self._products(vectors, batch)
-        loss = self.clicks(query, product, batch, temperature)
+        loss = self.clicks(query, product, batch, temperature, self._public(vectors, batch))
         if known is not None:
             loss = loss + config.known_item_weight * self._contrast(
                 vectors[_ASKED], vectors[_ANSWER], known, self._known_temperature(temperature)
             )
-        both = data.products.images.present & data.products.has_text
-        present = torch.from_numpy(both[batch.product_rows]).to(encoder.device)
+        image, text, present = self._pairs(vectors, batch)
         distance = encoder.distance
         alignment = image_text_loss(
             image, text, present, temperature=temperature, distance=distance
         )
         base_query, base_text = (base.to(encoder.device) for base in _base_vectors(data, batch))
-        away = drift(asked, base_query) + drift(text[: batch.num_clicked], base_text)
+        away = drift(asked, base_query) + drift(clicked, base_text)
         loss = loss + config.alignment_weight * alignment + config.anchor_weight * away
         if config.match_weight > 0:
             match = match_loss(image, text, present, temperature=temperature, distance=distance)
@@ -227,6 +237,24 @@ class Objective:
         """The batch's products, fused."""
         products, rows = self._data.products, batch.product_rows
         return self._encoder.fused(vectors[_TEXT], vectors[_IMAGE], products, rows)
+
+    def _public(self, vectors: Mapping[str, Tensor], batch: Batch) -> Tensor | None:
+        """The batch's public products, fused, (W, V); None where there are none."""
+        if self._data.public is None or _PUBLIC_TEXT not in vectors:
+            return None
+        text, image = vectors[_PUBLIC_TEXT], vectors[_PUBLIC_IMAGE]
+        return self._encoder.fused(text, image, self._data.public, batch.public_rows)
+
+    def _pairs(self, vectors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Photos and texts of the batch's products, public ones too, and which have both."""
+        image, text = [vectors[_IMAGE]], [vectors[_TEXT]]
+        present = [_has_both(self._data.products)[batch.product_rows]]
+        if self._data.public is not None and _PUBLIC_TEXT in vectors:
+            image.append(vectors[_PUBLIC_IMAGE])
+            text.append(vectors[_PUBLIC_TEXT])
+            present.append(_has_both(self._data.public)[batch.public_rows])
+        both = torch.from_numpy(np.concatenate(present)).to(self._encoder.device)
+        return torch.cat(image), torch.cat(text), both
 
     def _decorrelation(self, query: Tensor, product: Tensor, batch: Batch) -> Tensor:
         """DCCO's loss a dimension, (), so that its weight means the same in every base."""
@@ -241,14 +269,32 @@ class Objective:
         lost = decorrelation_loss(statistics, self._config.decorrelation_off_diagonal)
         return lost / self._encoder.dim
 
-    def clicks(self, query: Tensor, product: Tensor, batch: Batch, temperature: Tensor) -> Tensor:
-        """The click term, against the products of the batch and of recent steps."""
+    def clicks(
+        self,
+        query: Tensor,
+        product: Tensor,
+        batch: Batch,
+        temperature: Tensor,
+        public: Tensor | None = None,
+    ) -> Tensor:
+        """The click term, against the products of the batch and of recent steps.
+
+        Args:
+            query: vectors of the batch's queries, (U, V).
+            product: of its products.
+            batch: see `client.batches.Batch`.
+            temperature: of the term, ().
+            public: vectors of its public products, (W, V), if they take part.
+        """
         examples, limit = self._data.examples, self._config.negative_max_cosine
         rows, recent = self._recent.others(batch.product_rows)
         known = batch.known_positive
         if len(rows) > 0:
             product = torch.cat([product, recent])
             known = torch.cat([known, positives_among(examples, batch.query_rows, rows)], dim=1)
+        if public is not None:
+            product = torch.cat([product, public])
+            known = nn.functional.pad(known, (0, len(public)))
         known = known.to(query.device)
         if limit < 1:
             known = known | too_alike(
@@ -262,9 +308,17 @@ class Objective:
             return self._contrast(query, product, batch, temperature, known)
         log_q = (
             self._log_q[0][torch.from_numpy(batch.query_rows)],
-            self._log_q[1][torch.from_numpy(np.concatenate([batch.product_rows, rows]))],
+            self._log_q_of(np.concatenate([batch.product_rows, rows]), len(product)),
         )
         return self._contrast(query, product, batch, temperature, known, log_q)
+
+    def _log_q_of(self, rows: NDArray[np.int64], number: int) -> Tensor:
+        """Of products in the catalog, and of as many public ones as `number` leaves."""
+        assert self._log_q is not None
+        own, strangers = self._log_q[1][torch.from_numpy(rows)], number - len(rows)
+        share = strangers / max(self._data.num_public, 1)
+        drawn = torch.full((strangers,), share).log() * self._config.logq_correction
+        return torch.cat([own, drawn])
 
     def _contrast(
         self,
@@ -323,6 +377,11 @@ def _log_q(examples: Examples, config: TrainConfig) -> tuple[Tensor, Tensor]:
     )
     query, product = (log_inclusion(count, batch_size=config.batch_size) for count in counts)
     return config.logq_correction * query, config.logq_correction * product
+
+
+def _has_both(products: ProductPrefixes) -> NDArray[np.bool_]:
+    """Which products have photo and text, (N,)."""
+    return products.images.present & products.has_text
 
 
 def _base_vectors(data: TrainingData, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from shared.config import TrainConfig
 from shared.decorrelation import Statistics
 from shared.encoders.encoder import Encoder
 
+KNOWN_ITEMS = 16  # a step, at least: fewer have little to be told from
 _KNOWN = 0x6B  # keeps the order of known items apart from that of clicks
 
 OnStep = Callable[[int, int], None]  # steps done, steps in all
@@ -137,6 +138,7 @@ def _epoch(
         batch_size=config.batch_size,
         seed=order,
         hard_negatives=config.hard_negatives,
+        public=(data.num_public, config.public_negatives),
         part=part,
         parts=parts,
     )
@@ -147,7 +149,7 @@ def _known_batches(
     data: TrainingData, config: TrainConfig, seed: list[int]
 ) -> Iterator[Batch | None]:
     """Batches of known items for as long as anybody asks; None where there are none."""
-    size = max(config.batch_size // 4, 2)  # one alone has nothing to be told from
+    size = max(config.batch_size // 4, KNOWN_ITEMS)
     if config.known_item_weight == 0 or len(data.known.weight) == 0:
         yield from repeat(None)
     for lap in count():

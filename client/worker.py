@@ -35,6 +35,7 @@ from client.known_items import known_items_of
 from client.objective import TrainingData, make_training_data
 from client.personal import RELEASE, Personal, write_personal
 from client.personalization import choose, make_candidates
+from client.public import PublicProducts, open_public, wants_public
 from client.region import Region, open_region, read_clicks
 from client.shelves import region_rules
 from client.statistics import encoding_statistics
@@ -134,7 +135,7 @@ class Worker:
 
     def __init__(self, region: Region) -> None:
         self.region = region
-        self._viewed: dict[int, TrainingData] = {}
+        self._prepared: dict[tuple[int, bool, str], TrainingData] = {}
         self.on_step: OnStep | None = None
         self.on_cache: Callable[[str, int, int], None] | None = None
 
@@ -264,11 +265,29 @@ class Worker:
         )
         return replace(data, views=views)
 
-    def _seen_with(self, views: int) -> TrainingData:
-        """`training_data` with views; those of the last round are still open."""
-        if views not in self._viewed:
-            self._viewed = {views: self.with_views(self.training_data, views)}
-        return self._viewed[views]
+    def with_public(self, data: TrainingData, config: TrainConfig) -> TrainingData:
+        """Training data with the base's public products, where a round asks for them.
+
+        Raises:
+            ConfigError: the base has none.
+        """
+        return self._public.joined(data, config) if wants_public(config) else data
+
+    def prepared(self, data: TrainingData, config: TrainConfig) -> TrainingData:
+        """Training data as a round of the federation wants it."""
+        return self.with_public(self.with_views(data, config.augmented_views), config)
+
+    def _training_data_of(self, config: TrainConfig) -> TrainingData:
+        """`training_data` as a round wants it; what the last round wanted is still open."""
+        wanted = config.augmented_views, config.public_negatives > 0, config.known_item_source
+        if wanted not in self._prepared:
+            self._prepared = {wanted: self.prepared(self.training_data, config)}
+        return self._prepared[wanted]
+
+    @cached_property
+    def _public(self) -> PublicProducts:
+        base = self.region.folder / self.region.config.base.path
+        return open_public(base, self.encoder, self.region.state / "prefix_cache")
 
     def _photo_prefixes(self, view: int) -> ImagePrefixes:
         cache, report = self.region.state / "prefix_cache", self._progress("photos")
@@ -346,7 +365,7 @@ class Worker:
             WireError: the statistics are of vectors of another length.
         """
         config = self._agreed(config, purpose, control=control, federation=federation)
-        data, start = self._seen_with(config.augmented_views), time.perf_counter()
+        data, start = self._training_data_of(config), time.perf_counter()
         kept, begun = ControlVariates(self.region.state), None
         if control is not None:
             begun = kept.before(server_round, control, counted)
@@ -489,7 +508,7 @@ class Worker:
             return {}
         return make_candidates(
             self.encoder,
-            self.training_data,
+            self.with_public(self.training_data, config),
             config,
             settings,
             seed=[release, *region.config.region.encode()],

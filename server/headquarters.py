@@ -375,7 +375,8 @@ def _made_beside(folder: Path) -> Iterator[Path]:
 def _base_source(base: Path | None, preset: str | None) -> Path:
     """A verified base artefact to copy from."""
     from shared.encoders.base import read_base  # torch, which opening a folder does not need
-    from shared.encoders.presets import PublicSlice, find_preset, make_base
+    from shared.encoders.presets import find_preset, make_base
+    from shared.encoders.public import PublicSlice
 
     if base is not None and preset is None:
         read_base(base)

@@ -25,6 +25,7 @@ ROBUST = ("FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan")
 RULES = (*ROBUST, "QFedAvg")
 STRATEGIES = ("FedAvg", *SERVER_OPTIMIZERS, *RULES)
 ADAMW, SGD = OPTIMIZERS = ("adamw", "sgd")
+CATALOG, PUBLIC = KNOWN_ITEM_SOURCES = ("catalog", "public")
 BOTH, ONLY_A, ONLY_B = TRAINED_FACTORS = ("both", "a", "b")
 WEIGHTED_SUM, AVERAGE, MAXIMUM, CONCATENATION, ATTENTION = FUSIONS = (  # see `encoders.fusion`
     *("weighted-sum", "average", "maximum", "concatenation", "attention"),
@@ -54,7 +55,8 @@ class TrainConfig:
         proximal_mu: of FedProx's term, 0 for none.
         alignment_weight: weight of the image-text term.
         anchor_weight: weight of the drift term, which holds texts near where the base puts them.
-        known_item_weight: weight of the term for words of the catalog's own titles.
+        known_item_weight: weight of the term for words of titles.
+        known_item_source: whose titles: "catalog", the region's own, or "public", the base's.
         known_item_temperature: of that term; 0 takes the clicks' own.
         match_weight: weight of the binary term of photos and texts of one product.
         decorrelation_weight: weight of the term of encoding statistics; with more than 0 they
@@ -62,6 +64,7 @@ class TrainConfig:
         decorrelation_off_diagonal: its lambda.
         logq_correction: share of log popularity that is taken from logits, 0 to 1.
         hard_negatives: skipped products that join a batch for each of its queries.
+        public_negatives: of the base's public products, so many join every batch as negatives.
         negative_max_cosine: a product nearer than this to a clicked one is no negative, at most 1.
         queue_size: products of former steps that are negatives as well.
         chunk_size: items encoded at a time; 0 encodes a batch at once.
@@ -85,12 +88,14 @@ class TrainConfig:
     alignment_weight: float
     anchor_weight: float
     known_item_weight: float
+    known_item_source: str
     known_item_temperature: float
     match_weight: float
     decorrelation_weight: float
     decorrelation_off_diagonal: float
     logq_correction: float
     hard_negatives: int
+    public_negatives: int
     negative_max_cosine: float
     queue_size: int
     chunk_size: int
@@ -128,12 +133,14 @@ class FederationConfig:
     alignment_weight: float
     anchor_weight: float
     known_item_weight: float
+    known_item_source: str
     known_item_temperature: float
     match_weight: float
     decorrelation_weight: float
     decorrelation_off_diagonal: float
     logq_correction: float
     hard_negatives: int
+    public_negatives: int
     negative_max_cosine: float
     queue_size: int
     chunk_size: int
@@ -309,6 +316,7 @@ def _check_ranges(config: FederationConfig) -> None:
         "decorrelation_off_diagonal",
         "logq_correction",
         "hard_negatives",
+        "public_negatives",
         "queue_size",
         "chunk_size",
         "augmented_views",
@@ -330,7 +338,7 @@ def _check_ranges(config: FederationConfig) -> None:
     _require(0 < config.quorum <= 1, config, "quorum", "must be in (0, 1]")
     _require(config.task in TASKS, config, "task", f"must be one of {', '.join(TASKS)}")
     chosen = {"update_encoding": ENCODINGS, "aggregation": AGGREGATIONS, "strategy": STRATEGIES}
-    chosen |= {"optimizer": OPTIMIZERS}
+    chosen |= {"optimizer": OPTIMIZERS, "known_item_source": KNOWN_ITEM_SOURCES}
     for name, choices in chosen.items():
         rule = f"must be one of {', '.join(choices)}"
         _require(getattr(config, name) in choices, config, name, rule)

@@ -31,7 +31,7 @@ from shared.config import ENCODINGS, INT8, MAX_VIEWS, TRAINED_FACTORS, TrainConf
 from shared.decorrelation import MIN_EXAMPLES, MOMENTS, Statistics, why_impossible
 from shared.errors import WireError
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # as Flower's strategies name them
 SCALES, CONTROL, STATISTICS = "scales", "control", "statistics"
 _SCALES_OF = {ARRAYS: SCALES, CONTROL: "control-scales"}

@@ -64,6 +64,7 @@ def train_alone(
     """
     done = history.rounds()
     first = done[-1].round + 1 if done else 0
+    data = pool.workers[0].with_public(pool.data, config.train_config(1))
     for number in range(first, config.num_rounds + 1):
         encoder.load_adapter(history.adapter(max(number - 1, 0)))
         record = RoundRecord(
@@ -75,7 +76,7 @@ def train_alone(
             rate = settings.learning_rate * pool.learning_rate_scale
             settings = replace(settings, learning_rate=rate, decorrelation_weight=0.0)
             rank = max(worker.rank for worker in pool.workers)
-            record.loss = train(encoder, pool.data, settings, seed=seed, rank=rank, on_step=on_step)
+            record.loss = train(encoder, data, settings, seed=seed, rank=rank, on_step=on_step)
         adapter = encoder.adapter()
         record.validation = validate(pool.workers, adapter)
         history.append(record, adapter)

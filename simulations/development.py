@@ -252,7 +252,7 @@ def _federate(
 ) -> None:
     development = develop(run, workers)
     data = [
-        worker.with_views(training_without(worker, development.texts), config.augmented_views)
+        worker.prepared(training_without(worker, development.texts), config.train_config(1))
         for worker in workers
     ]
     adapter = _initial(run, workers[0].encoder)

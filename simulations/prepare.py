@@ -24,12 +24,12 @@ from shared.encoders.base import BaseInfo
 from shared.encoders.encoder import Encoder, ProductPrefixes, pick_device
 from shared.encoders.prefix_cache import image_prefixes, text_prefixes
 from shared.encoders.presets import (
-    PublicSlice,
     cache_root,
     fetch_weights,
     find_preset,
     make_base,
 )
+from shared.encoders.public import PublicSlice
 from shared.errors import DataError, FederationError
 from shared.retrieval.index import build_index, search_index
 from shared.retrieval.lexical import LexicalIndex

@@ -15,7 +15,8 @@ from small_world import Answer, Call
 import fedshelf
 from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder, load_encoder
-from shared.encoders.presets import PRESETS, PublicSlice, make_base
+from shared.encoders.presets import PRESETS, make_base
+from shared.encoders.public import PublicSlice
 
 # Results are bit-equal only for the same number of threads, so it is fixed; and one, because these
 # models are tiny: two threads that wait for each other on a busy machine take four times as long.

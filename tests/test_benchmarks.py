@@ -22,7 +22,8 @@ from benchmarks.million import measure_million
 from benchmarks.report import Figure, Report, table
 from benchmarks.timing import Spread, in_turns, per_second, quantile_ms, ratio
 from benchmarks.training import measure_training
-from shared.encoders.presets import PublicSlice, find_preset, make_base
+from shared.encoders.presets import find_preset, make_base
+from shared.encoders.public import PublicSlice
 from shared.errors import ConfigError, FederationError
 from shared.retrieval.plan import build_planned
 from shared.retrieval.vectors import VectorIndex

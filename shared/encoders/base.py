@@ -3,6 +3,7 @@
     base/BASE.json        what it is, how it reads and sees, sha256 of every file
     base/text/            plain transformers model and tokenizer
     base/image/           plain timm model: config.json, model.safetensors
+    base/public/          products that belong to no region, if any (`shared.encoders.public`)
 
 The fingerprint is the sha256 of BASE.json, so it covers weights, configuration and preprocessing.
 A base is made once and handed out; a region whose fingerprint differs is refused by name.
@@ -80,7 +81,7 @@ def write_base(folder: Path, info: BaseInfo, fill: Callable[[Path], None]) -> Ba
     Args:
         folder: where it shall be; must not exist. Hold `locked(folder.parent)`.
         info: what it is; its fingerprint is computed here.
-        fill: writes `text/` and `image/` into the folder it is given.
+        fill: writes `text/`, `image/` and perhaps `public/` into the folder it is given.
 
     Returns:
         `info` with its fingerprint.

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from shared.encoders.image import (
     load_pixels,
 )
 from shared.encoders.packing import pack
+from shared.encoders.public import FOLDER, PublicSlice, write_public
 from shared.encoders.text import TextConfig, TextTower, check_text_folder
 from shared.errors import BaseError, ConfigError
 
@@ -52,6 +53,7 @@ class Preset:
         image: image tower.
         image_weight: a photo's weight beside the text's 1 before training.
         align: how to align the image tower, or None where it comes aligned (or random).
+        public_products: of the public slice, at most so many are handed out with the base.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Preset:
     image_weight: float = 0.3
     temperature: float = 0.2
     align: AlignConfig | None = None
+    public_products: int = 1000
 
 
 PRESETS: dict[str, Preset] = {
@@ -85,6 +88,7 @@ PRESETS: dict[str, Preset] = {
         dim=32,
         text=TextConfig("random-bert-tiny", None, "mean", 32, False, 1, 2, 4),
         image=ImageConfig("test_efficientnet", None, 32, 32, HALF, HALF, 1, 2, 4),
+        public_products=16,
     ),
     "siglip2-base": Preset(
         name="siglip2-base",
@@ -113,24 +117,6 @@ PRESETS: dict[str, Preset] = {
         image_weight=1.0,
     ),
 }
-
-
-@dataclass(frozen=True)
-class PublicSlice:
-    """Photos and texts that belong to no region.
-
-    Attributes:
-        titles: N product texts.
-        photos: N readable pictures.
-    """
-
-    titles: Sequence[str]
-    photos: Sequence[Path]
-
-    def digest(self) -> str:
-        """sha256 over titles and photo bytes, hex."""
-        content = [[t, sha256_file(p)] for t, p in zip(self.titles, self.photos, strict=True)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def cache_root() -> Path:
@@ -162,7 +148,7 @@ def make_base(
 
     Args:
         preset: the recipe.
-        public: what to align the image tower on; not looked at where the preset does not align.
+        public: what to align the image tower on, where the preset aligns, and what to hand out.
         seed: of the image tower's first weights and of the alignment.
         progress: called with (alignment steps done, steps in all).
         fusion: one of `shared.config.FUSIONS`; the towers are the same whatever it is.
@@ -183,7 +169,8 @@ def _plain_base(
     preset: Preset, public: PublicSlice, seed: int, progress: Progress | None
 ) -> tuple[Path, BaseInfo]:
     """The base with the default fusion and distance."""
-    recipe = _recipe(preset, public, seed)
+    handed_out = public.sample(preset.public_products, seed=seed)
+    recipe = _recipe(preset, public, handed_out, seed)
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     folder = cache_root() / "bases" / f"{preset.name}-{digest[:16]}"
     if known := _intact(folder):
@@ -194,6 +181,7 @@ def _plain_base(
     def fill(beside: Path) -> None:
         _fill_text(preset, beside / "text", seed)
         _fill_image(preset, beside, public, seed, progress)
+        write_public(beside, handed_out, size=preset.image.size)
 
     info = BaseInfo(
         preset=preset.name,
@@ -222,8 +210,9 @@ def _chosen_base(plain: Path, info: BaseInfo) -> tuple[Path, BaseInfo]:
             set_aside(folder)
 
         def fill(beside: Path) -> None:
-            for tower in ("text", "image"):
-                shutil.copytree(plain / tower, beside / tower)
+            for part in ("text", "image", FOLDER):
+                if (plain / part).is_dir():
+                    shutil.copytree(plain / part, beside / part)
 
         return folder, write_base(folder, info, fill)
 
@@ -236,13 +225,15 @@ def _intact(folder: Path) -> BaseInfo | None:
         return None
 
 
-def _recipe(preset: Preset, public: PublicSlice, seed: int) -> dict[str, Any]:
+def _recipe(
+    preset: Preset, public: PublicSlice, handed_out: PublicSlice, seed: int
+) -> dict[str, Any]:
     fields: dict[str, Any] = asdict(preset) | {"recipe_version": RECIPE_VERSION}
     fields |= {"seed": seed, "threads": torch.get_num_threads()}
     if preset.align is not None:
         fields["public"] = public.digest()
         fields["pairs"] = len(public.titles)
-    return fields
+    return fields | {"handed_out": handed_out.digest()}
 
 
 # -- text towers -----------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ from client.worker import Worker
 from server.history import History
 from shared.adapter import Adapter
 from shared.config import TrainConfig
+from shared.encoders.presets import PRESETS, make_base
+from shared.encoders.public import PublicSlice
+from shared.errors import ConfigError
 
 
 def chosen(run: Path, **clicks: object) -> Worker:
@@ -38,6 +41,8 @@ def equal(one: Adapter, other: Adapter) -> bool:
     [
         {"logq_correction": 1.0},
         {"hard_negatives": 2},
+        {"public_negatives": 8},
+        {"known_item_source": "public"},
         {"negative_max_cosine": 0.5},
         {"queue_size": 32, "batch_size": 8},
         {"match_weight": 0.5},
@@ -56,6 +61,21 @@ def test_each_ingredient_changes_what_is_learned_and_repeats(
     assert not equal(once, plain)
     assert all(tensor.isfinite().all() for tensor in once.values())
     assert equal(once, update(chosen(run), run, **changes))
+
+
+def test_a_base_without_public_products_is_named_before_anything_is_trained(run: Path) -> None:
+    worker = chosen(run)
+    bare, info = make_base(PRESETS["tiny"], PublicSlice(), seed=0)
+    choice = {"path": str(bare), "fingerprint": info.fingerprint}
+    base = worker.region.config.base.model_copy(update=choice)
+    config = worker.region.config.model_copy(update={"base": base})
+    worker.region = replace(worker.region, config=config)
+    for changes in ({"public_negatives": 8}, {"known_item_source": "public"}):
+        asked = replace(federation(run).train_config(1), **changes)
+        with pytest.raises(ConfigError, match=r"no public products; set public-negatives=0 and"):
+            worker.with_public(worker.training_data, asked)
+    plain = federation(run).train_config(1)
+    assert worker.with_public(worker.training_data, plain) is worker.training_data
 
 
 def test_chunks_change_nothing_but_rounding(run: Path) -> None:

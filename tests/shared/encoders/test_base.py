@@ -11,7 +11,8 @@ import pytest
 from shared.config import FUSIONS
 from shared.encoders.base import read_base
 from shared.encoders.encoder import load_encoder
-from shared.encoders.presets import PRESETS, PublicSlice, make_base
+from shared.encoders.presets import PRESETS, make_base
+from shared.encoders.public import PublicSlice
 from shared.errors import BaseError
 
 FILES = [
