@@ -46,7 +46,7 @@ bench-scaling: $(VENV)/installed
 bench-search: $(VENV)/installed
 	$(BIN)/python -m benchmarks.search
 
-# make test-slow FASHION=DIR ICECAT=DIR: real data, half an hour; and the deployment demonstration
+# make test-slow FASHION=DIR ICECAT=DIR: real data, half an hour; the deployment demonstration; waiting
 test-slow: $(VENV)/installed
 	FEDSHELF_FASHION=$(FASHION) FEDSHELF_ICECAT=$(ICECAT) $(BIN)/pytest -q -m slow
 

@@ -123,6 +123,7 @@ def test_a_killed_server_app_and_a_killed_superexec_are_resumed(deployment: Depl
     assert_as_undisturbed(deployment, run, 2)
 
 
+@pytest.mark.slow  # minutes of waiting; with a killed SuperExec the SuperNode falls too
 def test_a_killed_supernode_costs_its_region_the_round(deployment: Deployment) -> None:
     region = deployment.daemons[VICTIM]
     with deployment.training(rounds=1) as run:

@@ -118,6 +118,7 @@ def deployment(
         yield deployment
 
 
+@pytest.mark.slow  # minutes of waiting; `test_kills` hangs a region and has it catch up
 def test_a_region_that_is_cut_off_is_left_behind_and_catches_up(
     deployment: Deployment, network: Network
 ) -> None:

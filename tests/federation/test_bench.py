@@ -71,6 +71,7 @@ def test_a_round_is_never_shorter_than_the_training_in_it(finished: Path) -> Non
     assert sorted(path for path in finished.rglob("*") if "headquarters" in path.parts) == before
 
 
+@pytest.mark.slow  # Ray; `test_engines` runs both engines in `make test`
 def test_both_engines_simulate_and_are_measured(tmp_path: Path) -> None:
     report = Report({}, {})
     measure_simulation(report, tmp_path, regions=[3], rounds=1, threads=1)
