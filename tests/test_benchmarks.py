@@ -127,6 +127,14 @@ def test_recall_in_depth_counts_what_a_weak_index_misses() -> None:
     assert recall_in_depth(others, corpus.vectors, queries) < 1.0
 
 
+def test_recall_in_depth_is_not_lowered_by_rounded_vectors() -> None:
+    corpus = small_corpus()
+    rounded = corpus.vectors.astype(np.float16)
+    coded = build_planned(corpus.vectors, factory="IVF2,SQ8", seed=0)
+    stored = VectorIndex.over(coded, matrix=rounded)
+    assert recall_in_depth(stored, corpus.vectors, corpus.vectors[:5]) == 1.0
+
+
 def test_fresh_queries_do_not_repeat() -> None:
     texts = list(islice(fresh_queries(["a", "b", "c"]), 50))
     assert len(set(texts)) == 50
