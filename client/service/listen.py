@@ -30,6 +30,9 @@ from shared.schema import ServeConfig
 
 DRAIN_S: Final = 10.0  # for requests at work when the service is told to stop
 CLOSE_S: Final = 2  # for answers that are on their way when the sockets close
+# An idle connection is for the asking side to close, since only that side knows what it is about to
+# send: so longer than proxies keep one (nginx: 60 s). Uvicorn's own 5 s broke requests under load.
+KEEP_ALIVE_S: Final = 75
 _HEALTH_S: Final = 0.5  # how often those who watch health over gRPC are told
 
 
@@ -163,6 +166,7 @@ def _start_http(
         proxy_headers=False,
         lifespan="on",
         ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_S,
         ssl_certfile=None if certificate is None else certificate.chain,
         ssl_keyfile=None if certificate is None else certificate.key,

@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -322,3 +323,21 @@ def test_the_wires_do_not_load_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+def test_an_idle_connection_is_not_closed_under_a_request(
+    service: SmallService, tmp_path: Path
+) -> None:
+    """A proxy or a client that keeps it may ask again at any moment."""
+    with (
+        serving(service, tmp_path) as servers,
+        httpx.Client(timeout=30, limits=httpx.Limits(keepalive_expiry=None)) as client,
+    ):
+        ports = set[int]()
+        for pause_s in (0.0, 6.5):  # uvicorn's own patience is 5 s
+            time.sleep(pause_s)
+            with client.stream("GET", f"{servers.http}/healthz") as answer:
+                assert answer.status_code == 200 and answer.read()
+                stream = answer.extensions["network_stream"]
+                ports.add(stream.get_extra_info("client_addr")[1])
+        assert len(ports) == 1
