@@ -40,6 +40,9 @@ _CHANGES: Final = 50  # products that are added, one at a time
 _WARM_UP_S: Final = 2.0
 _START_S: Final = 120.0
 _ANSWER_S: Final = 30.0
+# Far more than a service has places. Without a bound the pool looks at thousands of connections or
+# waiting requests for every one, and the asking side, on the same cores, falls a minute behind.
+_AT_ONCE: Final = 512
 _TIMEOUT: Final = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), _ANSWER_S)}
 _HEADERS: Final = [("Content-Type", "application/json"), ("Host", "localhost")]
 _STOP_S: Final = 30.0
@@ -195,13 +198,18 @@ async def open_loop(url: str, texts: Iterator[str], *, rate: float, seconds: flo
         rate: requests a second.
         seconds: then no more is asked.
     """
-    outcome, asked = Outcome(), []
-    async with httpcore.AsyncConnectionPool(max_connections=None) as pool:
+    outcome, asked, places = Outcome(), [], asyncio.Semaphore(_AT_ONCE)
+
+    async def ask(text: str, due: float) -> None:
+        async with places:
+            await _ask(pool, url, text, due, outcome)
+
+    async with httpcore.AsyncConnectionPool(max_connections=_AT_ONCE) as pool:
         start = time.perf_counter()
         for number in range(round(rate * seconds)):
             due = start + number / rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            asked.append(asyncio.create_task(_ask(pool, url, next(texts), due, outcome)))
+            asked.append(asyncio.create_task(ask(next(texts), due)))
         await asyncio.gather(*asked)
         outcome.wall_s = time.perf_counter() - start
     return outcome
