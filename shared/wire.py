@@ -27,7 +27,15 @@ from shared.adapter import (
 )
 from shared.arrays import to_array, values_of
 from shared.compression import MAX_SCALE, compress, expand
-from shared.config import ENCODINGS, INT8, MAX_VIEWS, TRAINED_FACTORS, TrainConfig, types_of
+from shared.config import (
+    ENCODINGS,
+    INT8,
+    KNOWN_ITEM_SOURCES,
+    MAX_VIEWS,
+    TRAINED_FACTORS,
+    TrainConfig,
+    types_of,
+)
 from shared.decorrelation import MIN_EXAMPLES, MOMENTS, Statistics, why_impossible
 from shared.errors import WireError
 
@@ -272,12 +280,15 @@ def read_train_request(content: RecordDict) -> TrainRequest:
     if purpose not in TRAIN_PURPOSES:
         raise WireError(f"train message: purpose is none of {', '.join(TRAIN_PURPOSES)}")
     _check_types("train message", values, TrainConfig)
-    for name, choices in (("update_encoding", ENCODINGS), ("trained_factors", TRAINED_FACTORS)):
+    chosen = {"update_encoding": ENCODINGS, "trained_factors": TRAINED_FACTORS}
+    for name, choices in (chosen | {"known_item_source": KNOWN_ITEM_SOURCES}).items():
         if values[name] not in choices:
             key = name.replace("_", "-")
             raise WireError(f"train message: {key} is none of {', '.join(choices)}")
     if not 0 <= values["augmented_views"] <= MAX_VIEWS:  # the region's disk would hold them
         raise WireError(f"train message: augmented-views is not in 0 to {MAX_VIEWS}")
+    if values["public_negatives"] < 0:
+        raise WireError("train message: public-negatives is below 0")
     if not 0 <= values["part"] < values["rounds_per_epoch"]:
         raise WireError("train message: part is not in 0 to rounds-per-epoch")
     adapter, config = decode_adapter(_arrays(content)), TrainConfig(**values)

@@ -463,6 +463,8 @@ def test_a_newer_region_is_understood_well_enough_to_be_refused() -> None:
         ("batch-size", 1.5, '"batch_size" is missing or not of type int'),
         ("augmented-views", 1_000_000, "augmented-views is not in 0 to 8"),
         ("augmented-views", -1, "augmented-views is not in 0 to 8"),
+        ("public-negatives", -1, "public-negatives is below 0"),
+        ("known-item-source", "shoppers", "known-item-source is none of catalog, public"),
         ("part", 1, "part is not in 0 to rounds-per-epoch"),
         ("part", -1, "part is not in 0 to rounds-per-epoch"),
         ("rounds-per-epoch", 0, "part is not in 0 to rounds-per-epoch"),
