@@ -365,6 +365,7 @@ def test_price_bounds_in_the_wrong_order_are_turned(browser: Any, shop: Shop, ur
     page.get_by_label("Highest price").fill("20")
     page.get_by_label("Highest price").press("Enter")
     page.get_by_role("button", name="Remove filter Price: €20.00 \u2013 €100.00").wait_for()
+    loaded(page)
     assert shop.last("/v1/search")["filters"]["price"] == {"ge": 20.0, "le": 100.0}
     assert visit.wrong() == []
 
