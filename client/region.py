@@ -12,34 +12,31 @@ and nothing is dropped silently. Four rules cover every case:
   reported; the row stays.
 
 More reports than `data.max_bad_rows` in one file is a `DataError`. Reports name rows (1-based, a
-CSV's header not counted) and hold nothing that was read: where columns have slipped a product id is
-a query, and where a CSV lacks its header so is a column's name. Only known column names are named.
+CSV's header not counted) and hold nothing that was read (`client.table`).
 
 What came in while serving (`client.service.overlay`) is merged into the catalog here, so that every
 index, and every round, is made of the products that are searched. The service has acknowledged
 those changes, so they are reported by their number but never refuse the region.
 """
 
-import gzip
 import hashlib
 import io
 import json
-import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
-from client.service.events import export_clicks
 from client.service.overlay import merge, read_changes
 from client.service.store import EVENTS_FILE
+from client.table import ROW, Table
 from shared.errors import DataError
 from shared.schema import (
     CATALOG_COLUMNS,
@@ -57,14 +54,9 @@ MAX_IMAGE_PIXELS = 50_000_000  # a small file may unpack to gigabytes ("decompre
 MAX_IMAGE_BYTES = 64 * 2**20
 DECODE_THREADS = 4  # reading, hashing and decoding release the GIL
 
-ROW = "row"  # 1-based row number in the file; in a table only while it is being checked
 _CHANGED = "changed"  # whether a row is of the overlay; then its number is the change's
 
 _STORE_SUFFIX = ".sqlite"
-_KNOWN_COLUMNS = {*CATALOG_COLUMNS, *CLICK_COLUMNS, *QREL_COLUMNS}
-_TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-_TIME_FORMATS = ("%+", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f")
-_READ_ERRORS = (pl.exceptions.PolarsError, OSError, EOFError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -121,8 +113,8 @@ def open_region(folder: Path) -> Region:
     """
     config = load_region_config(folder)
     data, state = config.data, folder / config.state
-    table = _Table(folder / data.catalog, data.max_bad_rows)
-    overlay = _Table(state / EVENTS_FILE, data.max_bad_rows, unit="change")
+    table = Table(folder / data.catalog, data.max_bad_rows)
+    overlay = Table(state / EVENTS_FILE, data.max_bad_rows, unit="change")
     rows, overlay_seq, caught_up = _merge_overlay(table, overlay, _check_products(table))
     rows, photo_digests = _check_photos(table, overlay, rows, folder / data.images)
     catalog = table.finish(rows).drop(_CHANGED)
@@ -161,7 +153,7 @@ def read_clicks(region: Region) -> pl.DataFrame:
         DataError: the log is missing, no table, lacks a column or has too many bad rows.
     """
     data = region.config.data
-    table = _Table(region.folder / data.clicks, data.max_bad_rows, may_be_empty=True)
+    table = Table(region.folder / data.clicks, data.max_bad_rows, may_be_empty=True)
     if table.path == region.state / EVENTS_FILE and not table.path.exists():
         return pl.DataFrame(schema=CLICK_COLUMNS)
     rows = table.read(CLICK_COLUMNS, CLICK_REQUIRED)
@@ -194,7 +186,7 @@ def read_qrels(region: Region) -> pl.DataFrame:
     data = region.config.data
     if data.qrels is None:
         raise DataError(f"{region.folder / 'region.toml'}: data.qrels: not set; name a qrels file")
-    table = _Table(region.folder / data.qrels, data.max_bad_rows)
+    table = Table(region.folder / data.qrels, data.max_bad_rows)
     rows = table.require(table.read(QREL_COLUMNS, QREL_REQUIRED), QREL_REQUIRED)
     rows = _drop_unknown_products(table, rows, region.catalog)
     rows = table.drop(rows, pl.col("grade") < 0, "grade: below 0")
@@ -233,137 +225,7 @@ def product_texts(catalog: pl.DataFrame, fields: Iterable[str]) -> list[str]:
     return catalog.select(joined.alias("text"))["text"].fill_null("").to_list()
 
 
-class _Table:
-    """One file on its way to a checked table, with the reports it gives rise to."""
-
-    def __init__(
-        self, path: Path, max_bad_rows: int, *, unit: str = "row", may_be_empty: bool = False
-    ) -> None:
-        self.path = path
-        self.unit = unit
-        self.may_be_empty = may_be_empty
-        self.max_bad_rows = max_bad_rows
-        self.num_reports = 0
-        self._reports: list[tuple[int, str]] = []  # at most max_bad_rows + 1 a check
-
-    def read(self, columns: dict[str, pl.DataType], required: Iterable[str]) -> pl.DataFrame:
-        """The file in `columns` plus `row`; cells of another type become null and are reported."""
-        raw = self._read_raw()
-        self._check_form(raw, required)
-        rows = raw.select(ROW, *(_typed(raw, name, dtype) for name, dtype in columns.items()))
-        for name in [name for name in columns if name in raw.columns]:
-            if rows[name].null_count() == raw[name].null_count():  # as it is in most files
-                continue
-            unsound = raw[name].is_not_null() & rows[name].is_null() & ~_is_blank(raw[name])
-            self.report(rows.filter(unsound), f"{name}: not {_TYPE_WORDS[type(columns[name])]}")
-            if name in required:
-                raw, rows = raw.filter(~unsound), rows.filter(~unsound)
-        return rows
-
-    def require(self, rows: pl.DataFrame, names: Iterable[str]) -> pl.DataFrame:
-        """Leave out rows in which one of these columns has no cell."""
-        for name in names:
-            if rows[name].null_count():
-                rows = self.drop(rows, pl.col(name).is_null(), f"{name}: missing")
-        return rows
-
-    def drop(self, rows: pl.DataFrame, bad: pl.Expr, reason: str) -> pl.DataFrame:
-        """Leave out the rows for which `bad` is true, and report them."""
-        wrong = rows.filter(bad)
-        self.report(wrong, reason)
-        return rows.remove(bad) if wrong.height else rows
-
-    def clear(self, rows: pl.DataFrame, name: str, bad: pl.Expr, reason: str) -> pl.DataFrame:
-        """Empty one column's cell in the rows for which `bad` is true, and report them."""
-        wrong = rows.filter(bad)
-        self.report(wrong, reason)
-        if not wrong.height:
-            return rows
-        return rows.with_columns(pl.when(bad).then(None).otherwise(pl.col(name)).alias(name))
-
-    def report(self, wrong: pl.DataFrame, reason: str) -> None:
-        """Report each of these rows."""
-        self.num_reports += wrong.height
-        self._reports += [(row, reason) for row in wrong[ROW].head(self.max_bad_rows + 1)]
-
-    def finish(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The table without its row numbers; too many reports or no sound row is an error."""
-        if self.num_reports > self.max_bad_rows:
-            raise DataError(
-                f"{self.path}: {self.num_reports} bad rows, {self.max_bad_rows} allowed; first: "
-                f"{self._lines()[0]}; correct them or raise data.max_bad_rows in region.toml"
-            )
-        if rows.height == 0 and self.num_reports:
-            raise DataError(f"{self.path}: no sound row; first: {self._lines()[0]}; correct it")
-        return rows.drop(ROW)
-
-    def problems(self) -> list[str]:
-        """Every report as a line, by row."""
-        return [f"{self.path.name} {line}" for line in self._lines()]
-
-    def _lines(self) -> list[str]:
-        return [f"{self.unit} {row}: {reason}" for row, reason in sorted(self._reports)]
-
-    def _read_raw(self) -> pl.DataFrame:
-        try:
-            return self._read_by_suffix()
-        except FileNotFoundError:
-            raise DataError(f"{self.path}: not found; see [data] in region.toml") from None
-        except pl.exceptions.NoDataError:
-            raise DataError(f"{self.path}: empty file; export it again") from None
-        except _READ_ERRORS as error:
-            reason = type(error).__name__  # the text of these errors may hold cell contents
-            raise DataError(f"{self.path}: cannot be read ({reason}); export it again") from None
-
-    def _read_by_suffix(self) -> pl.DataFrame:
-        match [suffix for suffix in self.path.suffixes if suffix != ".gz"][-1:]:
-            case [".parquet"]:
-                raw = pl.read_parquet(self.path, glob=False)
-            case [".csv"]:
-                raw = pl.read_csv(self.path, infer_schema=False, glob=False)
-            case [".jsonl"]:
-                return self._read_json_lines()
-            case [".sqlite"]:
-                raw = export_clicks(self.path)
-            case _:
-                raise DataError(f"{self.path}: unknown kind; use .parquet, .csv or .jsonl")
-        return raw.drop(ROW, strict=False).with_row_index(ROW, offset=1)
-
-    def _read_json_lines(self) -> pl.DataFrame:
-        """Every value as text, as from a CSV: one way of reading types is enough."""
-        records, broken = {}, []
-        for number, line in enumerate(_lines_of(self.path), start=1):
-            record = _json_object(line)
-            if record is not None:
-                records[number] = record
-            elif line.strip():
-                broken.append(number)
-        self.report(pl.DataFrame({ROW: broken}, {ROW: pl.UInt32}), "not a JSON object")
-        names = {name: None for record in records.values() for name in record if name != ROW}
-        cells = {n: [_as_text(record.get(n)) for record in records.values()] for n in names}
-        schema = {ROW: pl.UInt32(), **dict.fromkeys(names, pl.String())}
-        return pl.DataFrame({ROW: list(records), **cells}, schema)
-
-    def _check_form(self, raw: pl.DataFrame, required: Iterable[str]) -> None:
-        missing = [name for name in required if name not in raw.columns]
-        empty = raw.height == 0 and self.num_reports == 0
-        if empty and not self.may_be_empty:
-            raise DataError(f"{self.path}: no rows; a region needs at least one")
-        if missing and not (empty and raw.columns == [ROW]):  # JSON Lines without a line
-            found = _named([name for name in raw.columns if name != ROW])
-            raise DataError(
-                f"{self.path}: no column {', '.join(missing)} among: {found}; add or rename it"
-            )
-
-
-def _named(columns: list[str]) -> str:
-    """The known ones of a file's columns by name, and how many others there are."""
-    known = [name for name in columns if name in _KNOWN_COLUMNS]
-    others = len(columns) - len(known)
-    return ", ".join(known if known and not others else [*known, f"{others} of other names"])
-
-
-def _check_products(table: _Table) -> pl.DataFrame:
+def _check_products(table: Table) -> pl.DataFrame:
     rows = table.read(CATALOG_COLUMNS, CATALOG_REQUIRED)
     rows = table.require(rows, CATALOG_REQUIRED)
     again = ~pl.col("product_id").is_first_distinct()
@@ -372,7 +234,7 @@ def _check_products(table: _Table) -> pl.DataFrame:
 
 
 def _merge_overlay(
-    table: _Table, overlay: _Table, rows: pl.DataFrame
+    table: Table, overlay: Table, rows: pl.DataFrame
 ) -> tuple[pl.DataFrame, int, list[str]]:
     """The rows as the service's overlay changes them, its last number, and what it may retire."""
     changes = read_changes(overlay.path)
@@ -401,7 +263,7 @@ class _Photo(NamedTuple):
 
 
 def _check_photos(
-    table: _Table, overlay: _Table, rows: pl.DataFrame, folder: Path
+    table: Table, overlay: Table, rows: pl.DataFrame, folder: Path
 ) -> tuple[pl.DataFrame, list[str]]:
     """Decode every photo once; returns the rows and the sha256 of each photo ("" without one)."""
     Image.init()  # not thread-safe, so before the threads
@@ -472,14 +334,12 @@ def _short(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")
 
 
-def _drop_unknown_products(
-    table: _Table, rows: pl.DataFrame, catalog: pl.DataFrame
-) -> pl.DataFrame:
+def _drop_unknown_products(table: Table, rows: pl.DataFrame, catalog: pl.DataFrame) -> pl.DataFrame:
     known = catalog["product_id"].implode()
     return table.drop(rows, ~pl.col("product_id").is_in(known), "unknown product_id")
 
 
-def _leave_out_former_products(region: Region, table: _Table, rows: pl.DataFrame) -> pl.DataFrame:
+def _leave_out_former_products(region: Region, table: Table, rows: pl.DataFrame) -> pl.DataFrame:
     former = ~pl.col("product_id").is_in(region.catalog["product_id"].implode())
     left_out = rows.filter(former)
     if left_out.height == rows.height:
@@ -496,121 +356,6 @@ def _leave_out_former_products(region: Region, table: _Table, rows: pl.DataFrame
     return rows.remove(former)
 
 
-def _remember(region: Region, table: _Table) -> None:
+def _remember(region: Region, table: Table) -> None:
     """Add the table's reports to the region's, once however often the file is read."""
     region.problems.extend(line for line in table.problems() if line not in region.problems)
-
-
-def _lines_of(path: Path) -> Iterable[bytes]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        yield from file
-
-
-def _json_object(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _as_text(value: object) -> str | None:
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.encode("utf-8", "replace").decode()  # "\ud800" is JSON, but no text
-
-
-def _is_blank(column: pl.Series) -> pl.Series:
-    if column.dtype != pl.String:
-        return pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
-    return column.str.strip_chars() == ""
-
-
-def _typed(raw: pl.DataFrame, name: str, dtype: pl.DataType) -> pl.Series:
-    """One column in the wanted type; null where it is absent, blank or unsound."""
-    if name not in raw.columns:
-        return pl.Series(name, [None] * raw.height, dtype)
-    try:
-        return _CASTS[type(dtype)](raw[name]).cast(dtype).alias(name)
-    except pl.exceptions.PolarsError:  # no cast between these types at all
-        return pl.Series(name, [None] * raw.height, dtype)
-
-
-def _to_text(column: pl.Series) -> pl.Series:
-    text = column.cast(pl.String, strict=False)
-    return text.set(_is_blank(text), None)
-
-
-def _to_float(column: pl.Series) -> pl.Series:
-    text_or_number = column.str.strip_chars() if column.dtype == pl.String else column
-    number = text_or_number.cast(pl.Float64, strict=False)
-    return number.set(~number.is_finite(), None)
-
-
-def _to_int(column: pl.Series) -> pl.Series:
-    """Whole numbers; "12.0" is one, since pandas writes integers so where a cell is missing."""
-    if column.dtype.is_integer():
-        return column.cast(pl.Int64, strict=False)
-    number = _to_float(column)
-    return number.set(number != number.floor(), None).cast(pl.Int64, strict=False)
-
-
-def _to_bool(column: pl.Series) -> pl.Series:
-    words = column.cast(pl.String).str.strip_chars().str.to_lowercase()
-    return words.replace_strict(_TRUTH, default=None, return_dtype=pl.Boolean)
-
-
-def _to_time(column: pl.Series) -> pl.Series:
-    """Times in UTC; a time without a zone is taken as UTC."""
-    if column.dtype == pl.String:
-        return _parse_time(column)
-    if getattr(column.dtype, "time_zone", None) is not None:
-        return column.dt.convert_time_zone("UTC")
-    if column.dtype.is_temporal():
-        return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    return pl.Series([None] * len(column), dtype=pl.Datetime("us", "UTC"))
-
-
-def _parse_time(column: pl.Series) -> pl.Series:
-    text = pl.col("text").str.strip_chars()
-    midnight = text + pl.lit("T00:00:00")
-    tries = [_strptime(text, form) for form in _TIME_FORMATS]
-    both = pl.coalesce(*tries, _strptime(midnight, _TIME_FORMATS[1]))
-    return column.to_frame("text").select(both)["text"]
-
-
-def _strptime(text: pl.Expr, form: str) -> pl.Expr:
-    return text.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False)
-
-
-def _to_attributes(column: pl.Series) -> pl.Series:
-    """Key-value lists as Parquet keeps a map, or a JSON object as text."""
-    if column.dtype != pl.String:
-        return column
-    return pl.Series([_json_pairs(text) for text in column], dtype=CATALOG_COLUMNS["attributes"])
-
-
-def _json_pairs(text: str | None) -> list[dict[str, str | None]] | None:
-    record = _json_object(text.encode()) if text else None
-    if record is None:
-        return None
-    return [{"key": _as_text(key), "value": _as_text(value)} for key, value in record.items()]
-
-
-_CASTS = {
-    pl.String: _to_text,
-    pl.Float64: _to_float,
-    pl.Int64: _to_int,
-    pl.Boolean: _to_bool,
-    pl.Datetime: _to_time,
-    pl.List: _to_attributes,
-}
-_TYPE_WORDS = {
-    pl.String: "text",
-    pl.Float64: "a finite number",
-    pl.Int64: "a whole number",
-    pl.Boolean: "true or false",
-    pl.Datetime: "a time such as 2025-03-01T12:00:00Z",
-    pl.List: "a map, or a JSON object as text",
-}
