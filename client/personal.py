@@ -35,11 +35,13 @@ class Measured(Record):
         candidate: its name.
         mean_difference: nDCG@10 of the encoder's order of what was shown.
         lower_bound: of that, one-sided, with the confidence shared out among the candidates.
+        upper_bound: likewise.
     """
 
     candidate: str
     mean_difference: float
     lower_bound: float
+    upper_bound: float
 
 
 class Personal(Record):
@@ -57,7 +59,7 @@ class Personal(Record):
         time: when.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     release: int = Field(ge=1)
     release_digest: Sha256
     encoder_digest: Sha256

@@ -1,4 +1,4 @@
-"""Adapt a release to one region's clicks, and answer from that only where it is better beyond luck.
+"""Adapt a release to one region's clicks, and answer from that only where it is not worse for it.
 
 The candidates beside the release as it is:
 
@@ -7,10 +7,16 @@ The candidates beside the release as it is:
     tuned-w    release + w (fine-tuned - release), number by number (WiSE-FT, arXiv:2109.01903,
                eq. 1): w = 1 is the adapter after some passes over the region's own clicks, less
                forgets less of what the other regions taught
+    ensemble   the release beside an adapter that the region trains alone, from the base: every
+               similarity is a weighted mean of both (the mixture of a global and a local model of
+               APFL, arXiv:2003.13461, of outputs and not of weights)
 
 The region's validation clicks choose: a candidate must beat the release with `confidence`, shared
 out among the candidates (Bonferroni), so that many candidates are no better than few at winning by
-luck. With too few validation queries, or none, it is the release.
+luck. Failing that it is the ensemble, unless the clicks show as surely that it is worse: encoders
+that were trained apart err apart, so their mean is seldom below the better of the two, and held-out
+clicks, which know only what was shown, hardly see it (docs/personalization.md). With too few
+validation queries, or none, it is the release.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +30,15 @@ from client.batches import epoch_batches
 from client.objective import Objective, TrainingData
 from client.personal import RELEASE, Measured
 from client.training import OnStep, train
-from shared.adapter import Adapter, interpolate
-from shared.config import BOTH, TrainConfig
+from shared.adapter import Adapter, interpolate, paired
+from shared.config import BOTH, TrainConfig, half_cosine
 from shared.encoders.encoder import Encoder, ProductPrefixes, batches_by_length
 from shared.encoders.prefix_cache import TextPrefixes
 from shared.schema import PersonalizationConfig
 from shared.wire import Difference
 
-GATE = "gate"
+GATE, ENSEMBLE = "gate", "ensemble"
+_LAST_RATE = 0.1  # of training alone, of its first
 
 
 def make_candidates(
@@ -74,9 +81,41 @@ def make_candidates(
         encoder.load_adapter(release)
     train(encoder, data, config, seed=[*seed], on_step=on_step)
     tuned = encoder.adapter()
-    return candidates | {
+    candidates |= {
         f"tuned-{weight:g}": interpolate(release, tuned, weight) for weight in settings.weights
     }
+    if settings.alone_share > 0:
+        train_alone(encoder, data, config, settings, seed=seed, on_step=on_step)
+        candidates[ENSEMBLE] = paired(release, encoder.adapter(), settings.alone_share)
+    return candidates
+
+
+def train_alone(
+    encoder: Encoder,
+    data: TrainingData,
+    config: TrainConfig,
+    settings: PersonalizationConfig,
+    *,
+    seed: Sequence[int],
+    on_step: OnStep | None = None,
+) -> None:
+    """Train from the base as if there were no other regions, in place.
+
+    Args:
+        encoder: of the base; whatever adapter it holds is replaced.
+        data: what the region trains on.
+        config: of a round; passes and learning rate are those of `settings`.
+        settings: of `region.toml`.
+        seed: of the order of examples.
+        on_step: called with (steps done, steps in all) of a pass.
+    """
+    encoder.reset(seed=config.seed)
+    first, last = settings.alone_learning_rate, settings.alone_learning_rate * _LAST_RATE
+    for number in range(settings.alone_passes):
+        progress = number / max(settings.alone_passes - 1, 1)
+        rate = half_cosine(first, last, progress)
+        config = replace(config, local_epochs=1, learning_rate=rate)
+        train(encoder, data, config, seed=[*seed, number], on_step=on_step)
 
 
 def tune_gate(
@@ -144,7 +183,7 @@ def _modalities(encoder: Encoder, products: ProductPrefixes) -> tuple[Tensor, Te
 def choose(
     gains: Mapping[str, Difference], *, confidence: float, min_queries: int
 ) -> tuple[str, str, tuple[Measured, ...]]:
-    """The best of the candidates that beat the release, or the release.
+    """The best candidate that beats the release, or an ensemble that does not lose, or the release.
 
     Args:
         gains: nDCG@10 of each candidate less that of the release, on validation clicks.
@@ -156,18 +195,21 @@ def choose(
     """
     enough = {name: one for name, one in gains.items() if one.num_queries >= min_queries}
     single = 1 - (1 - confidence) / max(len(enough), 1)
-    measured = tuple(
-        Measured(
-            candidate=name,
-            mean_difference=one.mean,
-            lower_bound=lower_bound(one.num_queries, one.mean, one.variance, confidence=single),
-        )
-        for name, one in enough.items()
-    )
+    measured = tuple(_measured(name, one, confidence=single) for name, one in enough.items())
     if not measured:
         return RELEASE, f"too few clicks to choose by ({min_queries} queries needed)", ()
     surest = [one for one in measured if one.lower_bound > 0]
-    best = max(surest or measured, key=lambda one: one.mean_difference)
+    unrefuted = [one for one in measured if one.candidate == ENSEMBLE and one.upper_bound >= 0]
+    best = max(surest or unrefuted or measured, key=lambda one: one.mean_difference)
     figures = f"{best.candidate} {best.mean_difference:+.4f} nDCG@10 on validation clicks"
-    reason = f"{figures}, at least {best.lower_bound:+.4f}"
-    return (best.candidate if surest else RELEASE), reason, measured
+    reason = f"{figures}, between {best.lower_bound:+.4f} and {best.upper_bound:+.4f}"
+    return (best.candidate if surest or unrefuted else RELEASE), reason, measured
+
+
+def _measured(name: str, one: Difference, *, confidence: float) -> Measured:
+    """A candidate's gain with both bounds, each of this confidence."""
+    lower, loss = (
+        lower_bound(one.num_queries, mean, one.variance, confidence=confidence)
+        for mean in (one.mean, -one.mean)
+    )
+    return Measured(candidate=name, mean_difference=one.mean, lower_bound=lower, upper_bound=-loss)

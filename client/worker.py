@@ -392,8 +392,9 @@ class Worker:
         """What this region trains by; it raises where it has not agreed, or cannot."""
         if control is not None:
             self._require_whole_rank()
-        if federation is not None and len(federation.query) != self.encoder.dim:
-            raise WireError(f"train message: statistics are not of {self.encoder.dim} dimensions")
+        if federation is not None and len(federation.query) != self.encoder.base.vector_dim:
+            dim = self.encoder.base.vector_dim
+            raise WireError(f"train message: statistics are not of {dim} dimensions")
         if purpose != LOCAL:
             return config
         self._require_consent("local_adapter", self.region.config.sharing.local_adapter)

@@ -22,6 +22,7 @@ Adapter = dict[str, Tensor]
 _Factor = TypeVar("_Factor", bound=Tensor)
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"  # as peft names the factors of a layer
 _KEPT_DOWN, _KEPT_UP = ".residual_A.weight", ".residual_B.weight"  # see `is_residual`
+_HOME, _SHARE = "home/", "home-share"  # see `paired`
 _DIGEST = "sha256"  # key in a file's metadata
 
 
@@ -146,6 +147,28 @@ def add(sent: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> Adapter:
 def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], weight: float) -> Adapter:
     """A point between two adapters: exactly `start` at weight 0 and exactly `end` at 1."""
     return {name: torch.lerp(start[name], end[name], weight) for name in sorted(start)}
+
+
+def paired(adapter: Mapping[str, Tensor], home: Mapping[str, Tensor], share: float) -> Adapter:
+    """Two adapters that encode side by side, as one: `Encoder.load_adapter` takes it.
+
+    Args:
+        adapter: of a release.
+        home: what a region has trained alone; of the same base.
+        share: of it in every similarity, in (0, 1).
+
+    Returns:
+        All tensors of both, and the share, shape ().
+    """
+    beside = {_HOME + name: tensor for name, tensor in home.items()}
+    return dict(sorted({**adapter, **beside, _SHARE: torch.tensor(share)}.items()))
+
+
+def parted(adapter: Mapping[str, Tensor]) -> tuple[Adapter, Adapter, float]:
+    """The inverse of `paired`; of a single adapter the second is empty and its share is 0."""
+    home = {n.removeprefix(_HOME): t for n, t in adapter.items() if n.startswith(_HOME)}
+    own = {n: t for n, t in adapter.items() if not n.startswith(_HOME) and n != _SHARE}
+    return own, home, float(adapter.get(_SHARE, 0.0))
 
 
 def norm(update: Mapping[str, Tensor]) -> float:

@@ -166,12 +166,10 @@ class FederationConfig:
     def train_config(self, server_round: int) -> TrainConfig:
         """What regions are told in round `server_round` (1-based).
 
-        The learning rate falls from `learning_rate` to `final_learning_rate` along half a cosine
-        (SGDR, arXiv:1608.03983, eq. 5, one period).
+        The learning rate falls from `learning_rate` to `final_learning_rate`.
         """
         progress = (server_round - 1) / max(self.num_rounds - 1, 1)
-        height = (1 + math.cos(math.pi * progress)) / 2
-        rate = height * self.learning_rate + (1 - height) * self.final_learning_rate
+        rate = half_cosine(self.learning_rate, self.final_learning_rate, progress)
         told: dict[str, Any] = {
             field.name: getattr(self, field.name, None) for field in fields(TrainConfig)
         }
@@ -209,6 +207,18 @@ class FederationConfig:
         if self.aggregation == ALTERNATE:
             return ONLY_B if server_round % 2 else ONLY_A
         return BOTH
+
+
+def half_cosine(start: float, end: float, progress: float) -> float:
+    """A learning rate on its way (SGDR, arXiv:1608.03983, eq. 5, one period).
+
+    Args:
+        start: at progress 0.
+        end: at progress 1.
+        progress: share of the way, 0 to 1.
+    """
+    height = (1 + math.cos(math.pi * progress)) / 2
+    return height * start + (1 - height) * end
 
 
 def default_run_config() -> dict[str, Any]:

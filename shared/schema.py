@@ -173,6 +173,11 @@ class PersonalizationConfig(_Strict):
     gate_learning_rate: float = Field(default=0.02, gt=0, le=1)  # of Adam, the gate alone
     # How far to go from the release (0) to the adapter fine-tuned from it (1); each is a candidate.
     weights: tuple[Share, ...] = Field(default=(0.25, 0.5, 0.75, 1.0), max_length=16)
+    # Of an adapter trained alone, from the base, that encodes beside the release: in every
+    # similarity it has this share; 0 trains none.
+    alone_share: float = Field(default=0.4, ge=0, lt=1)
+    alone_passes: int = Field(default=8, ge=1, le=100)
+    alone_learning_rate: float = Field(default=0.005, gt=0, le=1)  # falls to a tenth of it
     min_queries: int = Field(default=100, ge=2)  # with fewer validation queries nothing is adapted
     confidence: float = Field(default=0.95, gt=0.5, lt=1)  # that what is chosen beats the release
 

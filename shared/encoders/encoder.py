@@ -2,9 +2,14 @@
 
 One object a process; adapters are swapped in place. Vectors may only be compared if `digest` is
 equal: it covers the base (weights and preprocessing) and the adapter.
+
+A region may answer with two adapters side by side, a release's and one of its own. Then vectors are
+[sqrt(1 - w) r, sqrt(w) h], w being the share of its own, so that inner products, and squared
+distances too, are the weighted means of both: an ensemble of two encoders in one index.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +29,8 @@ from shared.adapter import (
     as_residual,
     encoder_digest,
     is_residual,
+    paired,
+    parted,
     rank_of,
     require_same_form,
     schema_hash,
@@ -99,7 +106,7 @@ class Encoder:
     """Text tower, image tower and fusion of one base, with one adapter at a time.
 
     Either tower gives vectors of D numbers (`tower_dim`); those of queries and products have V
-    (`dim`), which is D for every fusion but concatenation.
+    (`dim`), which is D for every fusion but concatenation, and twice that with two adapters.
 
     Args:
         folder: the base artefact.
@@ -109,7 +116,7 @@ class Encoder:
 
     def __init__(self, folder: Path, base: BaseInfo, device: torch.device) -> None:
         self.base, self.device = base, device
-        self.dim, self.tower_dim = base.vector_dim, base.dim
+        self.tower_dim = base.dim
         self.text = TextTower(folder / "text", base.text, device)
         self.image = ImageTower(folder / "image", base.image, device)
         self.fusion = self._fresh_fusion().to(device)
@@ -117,13 +124,24 @@ class Encoder:
         self._adapted = self._named_parameters()
         modules = (self.text.peft, self.image.peft, self.fusion)  # asked once: torch walks them all
         self._trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self._home: Encoder | None = None
+        self._share = 0.0
         self.reset(seed=0)
+
+    @property
+    def dim(self) -> int:
+        """V, of queries and products."""
+        return self.base.vector_dim * (1 if self._home is None else 2)
 
     def replica(self) -> "Encoder":
         """An independent encoder on the same frozen weights; only what is trainable is copied.
 
         Whoever serves searches holds one, so that training may swap adapters in the other.
         """
+        return copy.deepcopy(self, memo=self._shared())
+
+    def _shared(self) -> dict[int, object]:
+        """What a copy has in common with this encoder, by id: frozen weights, and who is called."""
         modules = (self.text.peft, self.image.peft)
         tensors = chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)
         swapped = {id(tensor) for module in modules for tensor in residual_parameters(module)}
@@ -132,7 +150,7 @@ class Encoder:
             for tensor in tensors
             if not tensor.requires_grad and id(tensor) not in swapped
         }
-        return copy.deepcopy(self, memo=frozen)
+        return {**frozen, id(self.on_batch): self.on_batch}
 
     # -- adapter ---------------------------------------------------------------------------------
 
@@ -142,6 +160,7 @@ class Encoder:
         for model in (self.text.peft, self.image.peft):
             reset_lora(model, generator)
             load_residual(model, {})
+        self._home, self._share = None, 0.0
         self.fusion.load_state_dict(self._fresh_fusion().state_dict())
 
     def _fresh_fusion(self) -> Fusion:
@@ -153,9 +172,13 @@ class Encoder:
         )
 
     def adapter(self) -> Adapter:
-        """A copy of everything trainable and of a residual, by name, float32 on the CPU."""
+        """A copy of everything trainable and of a residual, by name, float32 on the CPU.
+
+        Of two adapters side by side both (`shared.adapter.paired`).
+        """
         whole = {**self._adapted, **self._residual()}
-        return {k: v.detach().cpu().float().clone() for k, v in sorted(whole.items())}
+        own = {k: v.detach().cpu().float().clone() for k, v in sorted(whole.items())}
+        return own if self._home is None else paired(own, self._home.adapter(), self._share)
 
     def update(self, sent: Adapter, factors: str = BOTH) -> Adapter:
         """This adapter minus one that was sent, of what was trained in between.
@@ -170,9 +193,24 @@ class Encoder:
     def load_adapter(self, adapter: Adapter) -> None:
         """Swap an adapter in, all of it or, where it does not fit, nothing of it.
 
+        Args:
+            adapter: one, or two side by side; training needs one.
+
         Raises:
             WireError: a name or a shape is not this base's.
         """
+        adapter, home, share = parted(adapter)
+        beside = self._beside_with(home) if home else None
+        self._load_own(adapter)
+        self._home, self._share = beside, share
+
+    def _beside_with(self, adapter: Adapter) -> "Encoder":
+        """Another encoder on the same frozen weights, with an adapter."""
+        beside = copy.deepcopy(self, memo={**self._shared(), id(self._home): None})
+        beside.load_adapter(adapter)
+        return beside
+
+    def _load_own(self, adapter: Adapter) -> None:
         residual = {name: tensor for name, tensor in adapter.items() if is_residual(name)}
         own = {name: tensor for name, tensor in adapter.items() if name not in residual}
         require_same_form(own, self._adapted)
@@ -238,7 +276,7 @@ class Encoder:
     @cached_property
     def schema(self) -> str:
         """`schema_hash` of every adapter of this base."""
-        return schema_hash(self.adapter())
+        return schema_hash(parted(self.adapter())[0])
 
     @property
     def digest(self) -> str:
@@ -286,22 +324,32 @@ class Encoder:
             (N, V), in the order of `rows`.
         """
         wanted = np.arange(len(products.has_text)) if rows is None else rows
-        vectors = np.zeros((len(wanted), self.dim), dtype=np.float32)
+        vectors = np.zeros((len(wanted), self.base.vector_dim), dtype=np.float32)
         for batch in batches_by_length(products.texts.lengths()[wanted]):
             text = self.text_vectors(products.texts, wanted[batch])
             image = self.image_vectors(products.images, wanted[batch])
             vectors[batch] = self.fused(text, image, products, wanted[batch]).cpu().numpy()
             self.on_batch()
-        return vectors
+        return self._beside(vectors, lambda home: home.product_matrix(products, wanted))
 
     @torch.inference_mode()
     def query_matrix(self, queries: TextPrefixes) -> NDArray[np.float32]:
         """Unit vectors (Q, V) of text queries, from their kept activations."""
-        vectors = np.zeros((len(queries.lengths()), self.dim), dtype=np.float32)
+        vectors = np.zeros((len(queries.lengths()), self.base.vector_dim), dtype=np.float32)
         for rows in batches_by_length(queries.lengths()):
             text = self.text_vectors(queries, rows)  # (B, D)
             vectors[rows] = self.fusion.place(text).cpu().numpy()
-        return vectors
+        return self._beside(vectors, lambda home: home.query_matrix(queries))
+
+    def _beside(
+        self, vectors: NDArray[np.float32], encode: Callable[["Encoder"], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """Vectors (B, V / 2) of this adapter beside those of the other one, if there is one."""
+        if self._home is None:
+            return vectors
+        self._home.on_batch = self.on_batch
+        own, home = math.sqrt(1 - self._share), math.sqrt(self._share)
+        return np.hstack([np.float32(own) * vectors, np.float32(home) * encode(self._home)])
 
     @torch.inference_mode()
     def base_text_matrix(self, texts: TextPrefixes, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -324,19 +372,21 @@ class Encoder:
         Raises:
             DataError: a photo cannot be read.
         """
-        return self._encode(texts, images, self.fusion.products)
+        vectors = self._encode(texts, images, self.fusion.products)
+        return self._beside(vectors, lambda home: home.encode_products(texts, images))
 
     def encode_queries(
         self, texts: Sequence[str | None], images: Sequence[Photo | None]
     ) -> NDArray[np.float32]:
         """Unit vectors (Q, V) of queries; text and photo count equally where both are given."""
-        return self._encode(texts, images, self.fusion.queries)
+        vectors = self._encode(texts, images, self.fusion.queries)
+        return self._beside(vectors, lambda home: home.encode_queries(texts, images))
 
     @torch.inference_mode()
     def _encode(
         self, texts: Sequence[str | None], images: Sequence[Photo | None], mix: _Mix
     ) -> NDArray[np.float32]:
-        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        vectors = np.zeros((len(texts), self.base.vector_dim), dtype=np.float32)
         lengths = np.array([len(text or "") for text in texts], dtype=np.int64)
         for rows in batches_by_length(lengths):
             text = self.text.encode([texts[row] or "" for row in rows])

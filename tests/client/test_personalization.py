@@ -15,15 +15,17 @@ from client.clicks import Examples
 from client.known_items import make_known_items
 from client.objective import Objective, TrainingData, make_training_data
 from client.personal import RELEASE
-from client.personalization import GATE, choose, make_candidates, tune_gate
+from client.personalization import ENSEMBLE, GATE, choose, make_candidates, tune_gate
 from client.training import train
-from shared.adapter import Adapter
+from shared.adapter import Adapter, parted
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import image_prefixes, text_prefixes
 from shared.schema import PersonalizationConfig
 from shared.wire import Difference
 
-SETTINGS = PersonalizationConfig(passes=2, learning_rate=0.005, weights=(0.5, 1.0))
+SETTINGS = PersonalizationConfig(
+    passes=2, learning_rate=0.005, weights=(0.5, 1.0), alone_passes=2, alone_share=0.3
+)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_the_whole_way_is_plain_training_from_the_release(
     encoder: Encoder, training_data: TrainingData, trained: Adapter
 ) -> None:
     candidates = made(encoder, training_data, trained)
-    assert list(candidates) == [GATE, "tuned-0.5", "tuned-1"]
+    assert list(candidates) == [GATE, "tuned-0.5", "tuned-1", ENSEMBLE]
     encoder.load_adapter(trained)
     config = replace(CONFIG, local_epochs=2, learning_rate=0.005)
     train(encoder, training_data, config, seed=[1])
@@ -85,6 +87,30 @@ def test_the_whole_way_is_plain_training_from_the_release(
     assert all(candidates["tuned-1"][name].equal(tuned[name]) for name in tuned)
     for name, half in candidates["tuned-0.5"].items():
         torch.testing.assert_close(half, (trained[name] + tuned[name]) / 2)
+
+
+def test_an_ensemble_is_the_release_beside_what_was_trained_without_it(
+    encoder: Encoder, training_data: TrainingData, trained: Adapter
+) -> None:
+    release, home, share = parted(made(encoder, training_data, trained)[ENSEMBLE])
+    assert share == pytest.approx(0.3)
+    assert all(release[name].equal(trained[name]) for name in trained)
+    encoder.reset(seed=CONFIG.seed)
+    for number, rate in enumerate(
+        (SETTINGS.alone_learning_rate, SETTINGS.alone_learning_rate / 10)
+    ):
+        config = replace(CONFIG, local_epochs=1, learning_rate=rate)
+        train(encoder, training_data, config, seed=[1, number])
+    assert all(home[name].equal(tensor) for name, tensor in encoder.adapter().items())
+
+
+def test_who_wants_no_ensemble_trains_none(
+    encoder: Encoder, training_data: TrainingData, trained: Adapter
+) -> None:
+    encoder.load_adapter(trained)
+    settings = SETTINGS.model_copy(update={"alone_share": 0.0})
+    candidates = make_candidates(encoder, training_data, CONFIG, settings, seed=[1])
+    assert list(candidates) == [GATE, "tuned-0.5", "tuned-1"]
 
 
 def test_the_same_clicks_make_the_same_candidates(
@@ -115,6 +141,15 @@ def test_nothing_better_beyond_luck_leaves_the_release() -> None:
     assert chosen() == chosen(a=gain(0.0)) == chosen(a=gain(-0.1), b=gain(-0.2)) == RELEASE
 
 
+def test_an_ensemble_need_only_not_lose() -> None:
+    assert chosen(ensemble=gain(-0.01, variance=1.0)) == ENSEMBLE  # 0.1 standard errors
+    assert chosen(ensemble=gain(-0.18, variance=1.0)) == RELEASE  # 1.8, where 1.645 are enough
+    assert chosen(ensemble=gain(-0.01, variance=1.0), a=gain(0.02, variance=1.0)) == ENSEMBLE
+    assert chosen(ensemble=gain(0.01, variance=1.0), a=gain(0.02)) == "a"  # which surely wins
+    assert chosen(ensemble=gain(0.03), a=gain(0.02)) == ENSEMBLE
+    assert chosen(ensemble=gain(0.03, num_queries=99)) == RELEASE
+
+
 def test_too_few_queries_leave_the_release() -> None:
     assert chosen(a=gain(0.5, num_queries=99)) == RELEASE
     choice, reason, measured = choose(
@@ -138,7 +173,11 @@ def test_the_figures_of_every_candidate_are_kept() -> None:
     assert [(one.candidate, one.mean_difference) for one in measured] == [("a", 0.05), ("b", -0.1)]
     assert measured[0].lower_bound == pytest.approx(bound)
     assert choice == "a"
-    assert reason == f"a +0.0500 nDCG@10 on validation clicks, at least {bound:+.4f}"
+    other = 0.1 - bound
+    assert measured[0].upper_bound == pytest.approx(other)
+    assert reason == (
+        f"a +0.0500 nDCG@10 on validation clicks, between {bound:+.4f} and {other:+.4f}"
+    )
 
 
 def test_noise_alone_seldom_wins(seed: int = 0) -> None:

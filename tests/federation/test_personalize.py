@@ -14,11 +14,12 @@ from client.check import check_region
 from client.evaluation import K, mean_metrics, rank
 from client.indexing import load_region_encoder, read_for_base
 from client.personal import RELEASE, Personal, adapter_path, read_personal_adapter
+from client.personalization import ENSEMBLE
 from client.region import read_qrels
 from client.resident import _publication
 from client.worker import Worker, forget_workers, get_worker
 from server.releases import publish_release, write_release
-from shared.adapter import Adapter
+from shared.adapter import Adapter, norm, paired, parted, subtract
 from shared.errors import DataError, ReleaseError
 from shared.release import ReleaseBase, ReleaseFacts
 from shared.retrieval.manifest import read_pointer
@@ -34,6 +35,7 @@ EAGER: dict[str, Any] = {
     "weights": (1.0,),
     "passes": 20,
     "learning_rate": 0.02,
+    "alone_share": 0.0,
 }
 
 
@@ -95,6 +97,20 @@ def no_training(*_: object, **__: object) -> None:
     raise AssertionError("nothing to train for")
 
 
+def test_an_ensemble_is_made_and_kept_whole(run: Path, noisy: Adapter) -> None:
+    worker = eager(run, alone_share=0.4, alone_passes=2, weights=(), gate_learning_rate=1e-9)
+    made = personalized(worker, noisy)
+    assert made.choice == ENSEMBLE, made.reason
+    release, home, share = parted(
+        read_personal_adapter(worker.region.state, 1, made.encoder_digest)
+    )
+    assert share == pytest.approx(0.4)
+    assert all(release[name].equal(tensor) for name, tensor in noisy.items())
+    worker.encoder.reset(seed=federation("run").seed)
+    assert home.keys() == release.keys()
+    assert norm(subtract(home, worker.encoder.adapter())) > 0  # it was trained
+
+
 def test_with_too_few_queries_nothing_is_trained(
     run: Path, noisy: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +159,13 @@ def moved(worker: Worker) -> Adapter:
     return {name: tensor + 0.05 for name, tensor in worker.encoder.adapter().items()}
 
 
+def beside(worker: Worker) -> Adapter:
+    return paired(worker.encoder.adapter(), moved(worker), 0.4)
+
+
+Made = Callable[[Worker], Adapter]
+
+
 def publish(worker: Worker, adapter: Adapter) -> None:
     """Release an adapter, as headquarters does."""
     encoder, base = worker.encoder, worker.region.config.base
@@ -162,12 +185,13 @@ def publish(worker: Worker, adapter: Adapter) -> None:
     publish_release(registry, number, signing_key=key)
 
 
+@pytest.mark.parametrize("made", [moved, beside])
 def test_the_worker_of_a_deployment_answers_with_what_it_made(
-    run: Path, noisy: Adapter, monkeypatch: pytest.MonkeyPatch
+    made: Made, run: Path, noisy: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = eager(run)
     publish(worker, noisy)
-    monkeypatch.setattr(worker, "_candidates", lambda *_: {"tuned-1": moved(worker)})
+    monkeypatch.setattr(worker, "_candidates", lambda *_: {"tuned-1": made(worker)})
     better = {"tuned-1": Difference(500, 0.3, 0.01)}
     monkeypatch.setattr(worker, "gains_over", lambda *_: better)
     folder, region = worker.region.folder, worker.region
@@ -211,15 +235,16 @@ def test_a_simulation_measures_what_regions_answer_with(tmp_path: Path, fashion:
     )
 
 
+@pytest.mark.parametrize("made", [moved, beside])
 def test_the_personal_encoder_answers_in_a_simulation(
-    tmp_path: Path, fashion: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    made: Made, tmp_path: Path, fashion: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A region that adapts whatever speaks for it: table and command line use what it made."""
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         simulate(options(fashion, personalize=True), run, Stops("federated"))
     eager(run, passes=1)
-    monkeypatch.setattr(Worker, "_candidates", lambda worker, *_: {"tuned-1": moved(worker)})
+    monkeypatch.setattr(Worker, "_candidates", lambda worker, *_: {"tuned-1": made(worker)})
     monkeypatch.setattr("client.worker.choose", lambda *_, **__: ("tuned-1", "by hand", ()))
     monkeypatch.setattr(Worker, "_holds_on_gate", lambda *_: True)
     simulate(options(fashion, personalize=True), run, quiet())

@@ -11,6 +11,8 @@ from shared.adapter import (
     interpolate,
     load_adapter,
     norm,
+    paired,
+    parted,
     require_same_form,
     save_adapter,
     schema_hash,
@@ -42,6 +44,14 @@ def test_both_ends_of_the_way_are_exact() -> None:
     assert interpolate(start, end, 0.0)["a"].equal(start["a"])
     assert interpolate(start, end, 1.0)["a"].equal(end["a"])
     assert interpolate(start, start, 0.3)["a"].equal(start["a"])
+
+
+def test_a_pair_comes_apart_again(sent: Adapter, ended: Adapter) -> None:
+    pair = paired(sent, ended, 0.25)
+    assert list(pair) == ["a", "b", "home-share", "home/a", "home/b"]
+    own, home, share = parted(pair)
+    assert same(own, sent) and same(home, ended) and share == 0.25
+    assert parted(sent) == (sent, {}, 0.0)
 
 
 def same(left: Adapter, right: Adapter) -> bool:
