@@ -224,7 +224,9 @@ class _Bench:
     def _personalized(self, method: MethodSpec) -> dict[str, Adapter]:
         of = self._experiment.method_named(str(method.of))
         adapters = self._adapters_of(of)
-        config = parse_run_config(self._training(of, ALL_REGIONS).run_config).train_config(1)
+        # By the defaults, whatever the federation's knobs: a deployed region knows no others.
+        run_config = self._training(method, ALL_REGIONS).run_config
+        config = parse_run_config(run_config).train_config(1)
         digest = digest_of(
             {
                 "world": self._cell.digest,
