@@ -348,8 +348,14 @@ class Encoder:
         if self._home is None:
             return vectors
         self._home.on_batch = self.on_batch
-        own, home = math.sqrt(1 - self._share), math.sqrt(self._share)
-        return np.hstack([np.float32(own) * vectors, np.float32(home) * encode(self._home)])
+        return self._joined([vectors, encode(self._home)])
+
+    def _joined(self, parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """One row (V,) of what each adapter made, (B, V) of one or (B, V / 2) of two."""
+        if len(parts) == 1:
+            return parts[0]
+        roots = math.sqrt(1 - self._share), math.sqrt(self._share)
+        return np.hstack([np.float32(r) * part for r, part in zip(roots, parts, strict=True)])
 
     @torch.inference_mode()
     def base_text_matrix(self, texts: TextPrefixes, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -372,36 +378,54 @@ class Encoder:
         Raises:
             DataError: a photo cannot be read.
         """
-        vectors = self._encode(texts, images, self.fusion.products)
-        return self._beside(vectors, lambda home: home.encode_products(texts, images))
+        return self._encode(texts, images, lambda fusion: fusion.products)
 
     def encode_queries(
         self, texts: Sequence[str | None], images: Sequence[Photo | None]
     ) -> NDArray[np.float32]:
         """Unit vectors (Q, V) of queries; text and photo count equally where both are given."""
-        vectors = self._encode(texts, images, self.fusion.queries)
-        return self._beside(vectors, lambda home: home.encode_queries(texts, images))
+        return self._encode(texts, images, lambda fusion: fusion.queries)
 
     @torch.inference_mode()
     def _encode(
-        self, texts: Sequence[str | None], images: Sequence[Photo | None], mix: _Mix
+        self,
+        texts: Sequence[str | None],
+        images: Sequence[Photo | None],
+        mix: Callable[[Fusion], _Mix],
     ) -> NDArray[np.float32]:
-        vectors = np.zeros((len(texts), self.base.vector_dim), dtype=np.float32)
+        encoders = [self] if self._home is None else [self, self._home]
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         lengths = np.array([len(text or "") for text in texts], dtype=np.int64)
         for rows in batches_by_length(lengths):
-            text = self.text.encode([texts[row] or "" for row in rows])
+            text = _text_vectors([e.text for e in encoders], [texts[row] or "" for row in rows])
             has_text = torch.tensor([bool(texts[row]) for row in rows], device=self.device)
-            image, has_image = self._encode_images([images[row] for row in rows])
-            vectors[rows] = mix(text, image, has_text, has_image).cpu().numpy()
+            photos = [images[row] for row in rows]
+            has_image = torch.tensor([photo is not None for photo in photos], device=self.device)
+            image = self._image_vectors([e.image for e in encoders], photos, has_image)
+            made = [
+                mix(encoder.fusion)(t, v, has_text, has_image).cpu().numpy()
+                for encoder, t, v in zip(encoders, text, image, strict=True)
+            ]
+            vectors[rows] = self._joined(made)
         return vectors
 
-    def _encode_images(self, photos: list[Photo | None]) -> tuple[Tensor, Tensor]:
-        vectors = torch.zeros(len(photos), self.tower_dim, device=self.device)
-        present = torch.tensor([photo is not None for photo in photos], device=self.device)
+    def _image_vectors(
+        self, towers: Sequence[ImageTower], photos: list[Photo | None], has_image: Tensor
+    ) -> list[Tensor]:
+        """Unit vectors (B, D) by each tower, on the same frozen weights; zero without a photo."""
+        vectors = [torch.zeros(len(photos), self.tower_dim, device=self.device) for _ in towers]
         some = [load_pixels(p, self.image.config.size) for p in photos if p is not None]
-        if some:
-            vectors[present] = self.image.encode(np.stack(some))
-        return vectors, present
+        if not some:
+            return vectors
+        pixels = np.stack(some)
+        if len(towers) == 1:
+            made = [towers[0].encode(pixels)]
+        else:
+            hidden = towers[0].prefix_of(pixels).to(self.device)
+            made = [tower.suffix(hidden) for tower in towers]
+        for place, part in zip(vectors, made, strict=True):
+            place[has_image] = part
+        return vectors
 
     # -- release files ---------------------------------------------------------------------------
 
@@ -429,6 +453,16 @@ class Encoder:
             self.load_adapter(adapter)
         except WireError as error:
             raise ReleaseError(f"{folder}: {error}; it was made for another base") from None
+
+
+def _text_vectors(towers: Sequence[TextTower], texts: list[str]) -> list[Tensor]:
+    """Unit vectors (B, D) by each tower, on the same frozen weights, which are passed once."""
+    if len(towers) == 1:
+        return [towers[0].encode(texts)]
+    hidden = towers[0].prefix(texts)
+    tokens = torch.cat(hidden).to(towers[0].device)  # (T, H)
+    lengths = torch.tensor([len(text) for text in hidden])
+    return [tower.suffix(tokens, lengths) for tower in towers]
 
 
 def _part(adapter: Adapter, tower: str) -> Adapter:
