@@ -75,6 +75,8 @@ class Estimate:
         index_s: to index the catalog, activations being kept.
         base_s: to find where the base puts what is trained on, once before the first round.
         round_s: of training in one round, activations being kept; None without examples.
+        passes: that adapting a release to this region takes, each as long as a round; 0 if it is
+            not asked for.
     """
 
     texts: Work
@@ -87,6 +89,7 @@ class Estimate:
     index_s: float
     base_s: float
     round_s: float | None
+    passes: int = 0
 
     @property
     def cache_bytes(self) -> float:
@@ -177,6 +180,9 @@ def time_finding(estimate: Estimate, *, round_timeout_s: float) -> Finding:
     if estimate.round_s is not None:
         once = minutes(estimate.base_s)
         one_round = f"{minutes(estimate.round_s)} ({once} more before the first)"
+        if estimate.passes:
+            adapting = minutes(estimate.passes * estimate.round_s)
+            one_round += f"; for adapting a release: {adapting}"
     found = (
         f"about, for activations: {', '.join(parts)}; for training a round: {one_round};"
         f" for indexing: {minutes(estimate.index_s)}"
@@ -240,17 +246,19 @@ def measure(
         examples = splits[0] if splits and len(splits[0].weight) else None
         base_s = _base_seconds(encoder, data, examples) if examples else 0.0
         round_s = _round_seconds(encoder, data, len(examples.weight)) if examples else None
+    own = region.config.personalization
     return Estimate(
         texts=text_work,
         queries=query_work,
         photos=photo_work,
-        index_bytes=index_bytes,
+        index_bytes=index_bytes * own.num_adapters,
         release_bytes=release_bytes,
-        matrix_bytes=region.catalog.height * encoder.dim * np.float32().itemsize,
+        matrix_bytes=region.catalog.height * encoder.dim * own.num_adapters * np.float32().itemsize,
         batch_bytes=_batch_bytes(text_work.bytes_each + photo_work.bytes_each),
         index_s=index_s,
         base_s=base_s,
         round_s=round_s,
+        passes=own.num_passes,
     )
 
 

@@ -181,6 +181,17 @@ class PersonalizationConfig(_Strict):
     min_queries: int = Field(default=100, ge=2)  # with fewer validation queries nothing is adapted
     confidence: float = Field(default=0.95, gt=0.5, lt=1)  # that what is chosen beats the release
 
+    @property
+    def num_passes(self) -> int:
+        """Over the clicks to train on, for one release."""
+        alone = self.alone_passes if self.alone_share > 0 else 0
+        return self.passes + alone if self.enabled else 0
+
+    @property
+    def num_adapters(self) -> int:
+        """How many this region may have to answer with, side by side."""
+        return 2 if self.enabled and self.alone_share > 0 else 1
+
 
 class ExperimentConfig(_Strict):
     """Two ways to answer, interleaved in one list (team draft); `region report` has the verdict."""

@@ -1,6 +1,7 @@
 """What a sample says of room and time, held against what is then written and computed."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,20 @@ def test_a_first_round_that_headquarters_would_not_await_warns() -> None:
         " training a round: 10.0 min (1.0 min more before the first); for indexing: 0.5 min"
     )
     assert "16.0 min" in late.advice
+
+
+def test_who_adapts_releases_is_told_what_that_takes(north: Path) -> None:
+    asked = replace(ESTIMATE, passes=11)
+    assert "; for adapting a release: 110.0 min; for indexing" in (
+        time_finding(asked, round_timeout_s=960.0).found
+    )
+    plain = rows_of(north)
+    both = rows_of(change(north, personalization={"enabled": True}))
+    alone = rows_of(change(north, personalization={"enabled": True, "alone_share": 0.0}))
+    assert "adapting" not in plain["time"].found
+    assert all("; for adapting a release: " in rows["time"].found for rows in (both, alone))
+
+    def vectors(rows: dict[str, Finding]) -> str:
+        return rows["memory"].found.partition("vectors twice ")[2].partition(",")[0]
+
+    assert vectors(plain) == vectors(alone) != vectors(both)  # two adapters, twice the numbers
