@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from client.acceptance import not_inferior
+from client.acceptance import lower_bound
 from client.clicks import (
     Examples,
     Splits,
@@ -483,8 +483,8 @@ class Worker:
             confidence=settings.confidence,
             min_queries=settings.min_queries,
         )
-        if choice != RELEASE and not self._holds_on_gate(candidates[choice], published):
-            choice, reason = RELEASE, f"gate clicks do not bear out {choice}: {reason}"
+        if choice != RELEASE and self._refuted_on_gate(candidates[choice], published):
+            choice, reason = RELEASE, f"gate clicks are against {choice}: {reason}"
         chosen = candidates.get(choice, published)
         self.encoder.load_adapter(chosen)
         record = Personal(
@@ -542,17 +542,14 @@ class Worker:
             for name, one in zip(candidates, lost.values(), strict=True)
         }
 
-    def _holds_on_gate(self, chosen: Adapter, published: Adapter) -> bool:
-        """Whether gate clicks do not show that it is worse than the release, as shoppers see it."""
-        found, rule = self.compare(chosen, {0: published}, purpose=GATE)[2][0], self.region.config
-        return not_inferior(
-            found.num_queries,
-            found.mean,
-            found.variance,
-            tolerance=rule.publication.tolerance,
-            confidence=rule.publication.confidence,
-            min_queries=rule.publication.min_queries,
-        )[0]
+    def _refuted_on_gate(self, chosen: Adapter, published: Adapter) -> bool:
+        """Whether gate clicks show that it is worse than the release, as shoppers see it."""
+        found, config = self.compare(chosen, {0: published}, purpose=GATE)[2][0], self.region.config
+        if found.num_queries < config.publication.min_queries:
+            return False
+        confidence = config.personalization.confidence
+        loss = lower_bound(found.num_queries, -found.mean, found.variance, confidence=confidence)
+        return loss > 0
 
     def tune(self, vectors: NDArray[np.float32]) -> Tuned:
         """The weight of the two rankers that this region's validation clicks choose.

@@ -79,18 +79,28 @@ def test_what_is_chosen_is_loaded_and_kept(run: Path, noisy: Adapter) -> None:
     assert after - before == pytest.approx(figures[made.choice])
 
 
+@pytest.mark.parametrize(
+    ("gate", "choice"),
+    [
+        (Difference(500, -0.3, 0.01), RELEASE),
+        (Difference(400, -0.018, 0.04), RELEASE),  # 1.8 standard errors, where 1.645 are enough
+        (Difference(400, -0.015, 0.04), "tuned-1"),  # 1.5
+        (Difference(99, -0.3, 0.01), "tuned-1"),  # too few queries to say
+    ],
+)
 def test_gate_clicks_have_the_last_word(
-    run: Path, noisy: Adapter, monkeypatch: pytest.MonkeyPatch
+    gate: Difference, choice: str, run: Path, noisy: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = eager(run)
+    worker = eager(run, confidence=0.95)
     monkeypatch.setattr(worker, "_candidates", lambda *_: {"tuned-1": moved(worker)})
     better = {"tuned-1": Difference(500, 0.3, 0.01)}
     monkeypatch.setattr(worker, "gains_over", lambda *_: better)
-    worse = {0: Difference(500, -0.3, 0.01)}
-    monkeypatch.setattr(worker, "compare", lambda *_, **__: (500, {}, worse))
+    monkeypatch.setattr(worker, "compare", lambda *_, **__: (500, {}, {0: gate}))
     made = personalized(worker, noisy)
-    assert made.choice == RELEASE and made.reason.startswith("gate clicks do not bear out")
-    assert made.encoder_digest == made.release_digest == worker.encoder.digest
+    assert made.choice == choice
+    assert made.reason.startswith("gate clicks are against tuned-1: ") == (choice == RELEASE)
+    assert (made.encoder_digest == made.release_digest) == (choice == RELEASE)
+    assert made.encoder_digest == worker.encoder.digest
 
 
 def no_training(*_: object, **__: object) -> None:
@@ -246,7 +256,7 @@ def test_the_personal_encoder_answers_in_a_simulation(
     eager(run, passes=1)
     monkeypatch.setattr(Worker, "_candidates", lambda worker, *_: {"tuned-1": made(worker)})
     monkeypatch.setattr("client.worker.choose", lambda *_, **__: ("tuned-1", "by hand", ()))
-    monkeypatch.setattr(Worker, "_holds_on_gate", lambda *_: True)
+    monkeypatch.setattr(Worker, "_refuted_on_gate", lambda *_: False)
     simulate(options(fashion, personalize=True), run, quiet())
     worker = get_worker(run / "regions" / "north")
     pointer = read_pointer(worker.region.state)
