@@ -179,7 +179,7 @@ class PersonalizationConfig(_Strict):
     alone_passes: int = Field(default=8, ge=1, le=100)
     alone_learning_rate: float = Field(default=0.005, gt=0, le=1)  # falls to a tenth of it
     min_queries: int = Field(default=100, ge=2)  # with fewer validation queries nothing is adapted
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)  # that what is chosen beats the release
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)  # of every bound in the choice
 
     @property
     def num_passes(self) -> int:
