@@ -119,6 +119,11 @@ def events(deployment: Deployment) -> list[str]:
     return [entry.event for entry in read_audit(state_of(deployment) / "audit.jsonl")]
 
 
+def worker_log(deployment: Deployment) -> str:
+    """What the worker says of a failure, right after the audit log has it."""
+    return (state_of(deployment) / "worker.log").read_text(encoding="utf-8")
+
+
 def answering_release(deployment: Deployment) -> int:
     """Number of the release that answers a search now."""
     words = ("search", "--region", deployment.region(VICTIM), "red shirts", "--json")
@@ -168,7 +173,7 @@ def test_a_full_disk_in_a_region_leaves_the_old_index(deployment: Deployment, an
             assert not leftovers(state)
             why = str(read_audit(state / "audit.jsonl")[-1].facts["reason"])
             assert "disk is full" in why or "No space left on device" in why
-            assert why in (state / "worker.log").read_text(encoding="utf-8").splitlines()
+            wait_until("it is said", lambda: why in worker_log(deployment).splitlines())
             filling.unlink()
             wait_until("it is in use", lambda: in_use_everywhere(deployment, another))
             os.kill(worker, signal.SIGSTOP)
@@ -185,12 +190,11 @@ def test_an_old_statement_brings_no_old_release_back(deployment: Deployment) -> 
     wait_until("release 1 is in use", lambda: in_use_everywhere(deployment, 1))
     new = {name: (registry / name).read_bytes() for name in names}
     write_all(registry, old)
-    wait_until("it is noted", lambda: events(deployment)[-1] == "publication.failed")
+    wait_until("it is said", lambda: "was seen before" in worker_log(deployment))
+    assert events(deployment)[-1] == "publication.failed"
     assert in_use_everywhere(deployment, 1)
-    assert "was seen before" in (state_of(deployment) / "worker.log").read_text(encoding="utf-8")
     write_all(registry, new | {"current.json.sig": b"0" * 128 + b"\n"})
-    log = state_of(deployment) / "worker.log"
-    wait_until("it is noted", lambda: "no signature" in log.read_text(encoding="utf-8"))
+    wait_until("it is said", lambda: "no signature" in worker_log(deployment))
     assert in_use_everywhere(deployment, 1)
     write_all(registry, new)
 
