@@ -29,11 +29,11 @@ from client.estimate import (
     measure,
     memory_bytes,
     memory_finding,
-    run_defaults,
     time_finding,
 )
 from client.finding import Finding, Verdict, byte_size, counted
 from client.visit import clock_finding, connection_finding, visit
+from shared.config import run_defaults
 from shared.errors import BaseError, ConfigError, FedshelfError
 from shared.schema import CATALOG_REQUIRED, CLICK_REQUIRED, QREL_REQUIRED, load_region_config
 

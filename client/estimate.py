@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.finding import Finding, byte_size, minutes
+from shared.config import run_defaults
 
 if TYPE_CHECKING:  # torch and polars take seconds to import
     from client.clicks import Examples, ValidationSet
     from client.objective import TrainingData
     from client.region import Region
-    from shared.config import FederationConfig
     from shared.encoders.encoder import Encoder, ProductPrefixes
 
 _MEASURED_STEPS = 3
@@ -202,13 +202,6 @@ def _cost(work: Work) -> str:
     if work.items and not work.missing:
         return "none, kept already"
     return minutes(work.seconds) if work.items else "none"
-
-
-def run_defaults() -> "FederationConfig":
-    """How rounds are trained and awaited unless headquarters says otherwise."""
-    from shared.config import default_run_config, parse_run_config
-
-    return parse_run_config(default_run_config())
 
 
 def measure(

@@ -17,9 +17,7 @@ from types import FrameType
 import torch
 
 from client.erasure import FORGOTTEN
-from client.estimate import run_defaults
 from client.isolation import harden_process, require_token
-from client.personal import Personal
 from client.publication import Outcome, Publication
 from client.rpc import Stopping, WorkerServer
 from client.service.beside import Service, serving
@@ -130,13 +128,8 @@ def _publication(worker: Worker) -> Publication:
         gate=lambda candidate, current: _gate(worker, candidate, current),
         tune=worker.tune,
         queries=worker.query_vectors,
-        personalize=lambda release: _personalize(worker, release),
+        personalize=worker.personalize,
     )
-
-
-def _personalize(worker: Worker, release: int) -> Personal:
-    """As a round is trained, unless headquarters says otherwise there."""
-    return worker.personalize(release, run_defaults().train_config(1))
 
 
 @contextmanager

@@ -44,7 +44,7 @@ from client.tuning import ShownScores, dense_scores, lexical_scores, mixed_gains
 from client.views import make_views
 from shared.adapter import Adapter, add, completed, subtract, within_rank
 from shared.compression import rounded
-from shared.config import FLOAT32, TrainConfig
+from shared.config import FLOAT32, TrainConfig, run_defaults
 from shared.decorrelation import Statistics
 from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder
 from shared.encoders.prefix_cache import (
@@ -465,19 +465,20 @@ class Worker:
         )
         return len(held_out.queries), metrics, differences
 
-    def personalize(self, release: int, config: TrainConfig) -> Personal:
+    def personalize(self, release: int) -> Personal:
         """Make of a release what this region will answer with, and keep that in `state/personal`.
+
+        It trains by the defaults, whatever the federation's knobs: a release does not tell them.
 
         Args:
             release: number of the release that is loaded; what was chosen is loaded afterwards.
-            config: of a round; see `client.personalization`.
 
         Returns:
             The record that was kept.
         """
         region, settings = self.region, self.region.config.personalization
         published, release_digest = self.encoder.adapter(), self.encoder.digest
-        candidates = self._candidates(release, config)
+        candidates = self._candidates(release, run_defaults().train_config(1))
         choice, reason, measured = choose(
             self.gains_over(published, candidates),
             confidence=settings.confidence,

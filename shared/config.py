@@ -230,6 +230,11 @@ def default_run_config() -> dict[str, Any]:
     raise ConfigError(f"{_PACKAGE}: pyproject.toml is missing; install fedshelf again")
 
 
+def run_defaults() -> FederationConfig:
+    """How rounds are trained and awaited unless headquarters says otherwise."""
+    return parse_run_config(default_run_config())
+
+
 @cache  # it is asked for with every message
 def _app_config(path: Path) -> dict[str, Any]:
     tool = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})

@@ -116,7 +116,7 @@ def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, An
     workers = open_workers(run, progress)
     _baselines(workers, encoder, config, run, progress)
     number = _release(options, world, encoder, run, progress)
-    _index(workers, encoder, number, config, run, progress)
+    _index(workers, encoder, number, run, progress)
     tables, union = _evaluate(workers, world, run, options.seed, progress)
     result = _result(options, world, run, tables, union, encoder.digest, number, progress)
     write_report(run, result, _curves(run), _samples(tables, options.seed))
@@ -261,7 +261,6 @@ def _index(
     workers: Sequence[Worker],
     encoder: Encoder,
     number: int,
-    config: FederationConfig,
     run: Path,
     progress: RunProgress,
 ) -> None:
@@ -271,7 +270,7 @@ def _index(
             encoder.load_release(folder)
             region = worker.region
             if region.config.personalization.enabled:
-                made = worker.personalize(number, config.train_config(1))
+                made = worker.personalize(number)
                 progress.line(f"region {region.config.region}: {made.choice}; {made.reason}")
             vectors = encoder.product_matrix(worker.products)
             tuned = worker.tune(vectors)

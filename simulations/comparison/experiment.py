@@ -26,7 +26,7 @@ import torch
 from client.evaluation import K
 from client.worker import Worker, forget_workers
 from shared.adapter import Adapter
-from shared.config import RunConfig, parse_run_config
+from shared.config import RunConfig, run_defaults
 from shared.durable import canonical_json, replace_file
 from simulations.comparison.digests import code_digest, digest_of, library_versions
 from simulations.comparison.measure import (
@@ -224,19 +224,16 @@ class _Bench:
     def _personalized(self, method: MethodSpec) -> dict[str, Adapter]:
         of = self._experiment.method_named(str(method.of))
         adapters = self._adapters_of(of)
-        # By the defaults, whatever the federation's knobs: a deployed region knows no others.
-        run_config = self._training(method, ALL_REGIONS).run_config
-        config = parse_run_config(run_config).train_config(1)
         digest = digest_of(
             {
                 "world": self._cell.digest,
                 "adapters": {name: adapter_digest(one) for name, one in adapters.items()},
-                "config": asdict(config),
+                "defaults": asdict(run_defaults()),
                 "code": code_digest("simulations.comparison.personal"),
             }
         )
         folder = self._root / "personalized" / digest
-        return personalized_adapters(self._world, folder, adapters, config, self._progress)
+        return personalized_adapters(self._world, folder, adapters, self._progress)
 
     def _scores(self, method: MethodSpec, digest: str) -> pl.DataFrame:
         workers, tables, view = self._trainer.workers, [], self._root / "shelves" / digest

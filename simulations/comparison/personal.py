@@ -10,7 +10,6 @@ from pathlib import Path
 
 from client.worker import forget_workers
 from shared.adapter import Adapter, load_adapter, save_adapter
-from shared.config import TrainConfig
 from simulations.comparison.worlds import view_world
 from simulations.progress import RunProgress
 from simulations.training import open_workers
@@ -22,7 +21,6 @@ def personalized_adapters(
     world: Path,
     folder: Path,
     adapters: Mapping[str, Adapter],
-    config: TrainConfig,
     progress: RunProgress,
 ) -> dict[str, Adapter]:
     """Let each region adapt what the federation gave it, or what is left of that.
@@ -31,7 +29,6 @@ def personalized_adapters(
         world: the world's folder.
         folder: where regions' state and results are kept.
         adapters: of the federation, by region.
-        config: of a round.
         progress: told what each region chose.
 
     Returns:
@@ -45,7 +42,7 @@ def personalized_adapters(
         if not path.is_file():
             worker.on_step = progress.bar(f"{region}: steps")
             worker.encoder.load_adapter(adapters[region])
-            record = worker.personalize(RELEASE, config)
+            record = worker.personalize(RELEASE)
             progress.line(f"{region}: {record.choice}; {record.reason}")
             save_adapter(path, worker.encoder.adapter(), {"choice": record.choice})
         made[region] = load_adapter(path)

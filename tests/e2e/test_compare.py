@@ -130,7 +130,6 @@ def test_few_validation_queries_adapt_nothing(compared: dict[str, Any]) -> None:
 def test_a_region_adapts_as_its_own_worker_does(fashion: Path, tmp_path: Path) -> None:
     """With a choice forced upon it: no tiny region has clicks enough to be sure of one."""
     from client.worker import resident_encoder
-    from shared.config import parse_run_config
     from simulations.comparison.personal import personalized_adapters
 
     world, folder = tmp_path / "world", tmp_path / "personalized"
@@ -144,18 +143,17 @@ def test_a_region_adapts_as_its_own_worker_does(fashion: Path, tmp_path: Path) -
     encoder = resident_encoder(world / "base", device="cpu", fingerprint=fingerprint)
     encoder.reset(seed=7)
     initial = dict.fromkeys(("north", "south"), encoder.adapter())
-    config = parse_run_config({"learning-rate": 0.1}).train_config(1)
-    made = personalized_adapters(world, folder, initial, config, quiet())
+    made = personalized_adapters(world, folder, initial, quiet())
     expected = {}
     for region in initial:
         worker = get_worker(world / "regions" / region)
         worker.encoder.load_adapter(initial[region])
-        worker.personalize(1, config)
+        worker.personalize(1)
         expected[region] = worker.encoder.adapter()
     assert {name: adapter_digest(one) for name, one in made.items()} == {
         name: adapter_digest(one) for name, one in expected.items()
     }
-    again = personalized_adapters(world, folder, {}, config, quiet())  # trains nothing
+    again = personalized_adapters(world, folder, {}, quiet())  # trains nothing
     assert {name: adapter_digest(one) for name, one in again.items()} == {
         name: adapter_digest(one) for name, one in made.items()
     }

@@ -51,7 +51,7 @@ def eager(run: Path, **changes: Any) -> Worker:
 
 def personalized(worker: Worker, start: Adapter) -> Personal:
     worker.encoder.load_adapter(start)
-    return worker.personalize(1, federation("run").train_config(1))
+    return worker.personalize(1)
 
 
 @pytest.fixture
