@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from server.aggregation import new_mean
 from server.flower_rules import MAX_AT_ONCE, Reply, apply_rule, server_step
 from server.statistics import FederationStatistics
-from shared.adapter import Adapter, toward_base, trained_names
+from shared.adapter import Adapter, trained_names
 from shared.config import FACTORS, RULES, SERVER_OPTIMIZERS, FederationConfig
 from shared.decorrelation import Statistics
 from shared.errors import FederationError
@@ -93,8 +93,6 @@ class Aggregator:
             FederationError: too few replies for the strategy.
         """
         outcome = self._step()
-        share = self._config.share_after(self._round)
-        outcome = replace(outcome, adapter=toward_base(outcome.adapter, share))
         if self._config.decorrelation_weight > 0:
             return replace(outcome, memory=outcome.memory | self._statistics.memory())
         return outcome

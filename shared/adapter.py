@@ -149,20 +149,6 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], weight: 
     return {name: torch.lerp(start[name], end[name], weight) for name in sorted(start)}
 
 
-def toward_base(adapter: Mapping[str, Tensor], share: float) -> Adapter:
-    """An adapter that moves the base's weights by only a share of what this one does.
-
-    Linear in weight space (WiSE-FT, arXiv:2109.01903, eq. 1): a layer is W + s B A, so B, and the B
-    of a residual, times the share. What is no factor stays: it is not a change of the base.
-
-    Args:
-        adapter: of any base.
-        share: 0 is the base with this adapter's fusion, 1 the adapter itself.
-    """
-    moving = (_UP, _KEPT_UP)
-    return {n: t * share if n.endswith(moving) else t for n, t in sorted(adapter.items())}
-
-
 def paired(adapter: Mapping[str, Tensor], home: Mapping[str, Tensor], share: float) -> Adapter:
     """Two adapters that encode side by side, as one: `Encoder.load_adapter` takes it.
 

@@ -158,7 +158,6 @@ class FederationConfig:
     malicious_regions: int
     selected_regions: int
     fairness: float
-    trained_share: float
     gate: bool
     gate_tolerance: float
     gate_confidence: float
@@ -177,10 +176,6 @@ class FederationConfig:
         told |= {"learning_rate": rate, "trained_factors": self.factors_of(server_round)}
         told["part"] = (server_round - 1) % self.rounds_per_epoch
         return TrainConfig(**told)
-
-    def share_after(self, server_round: int) -> float:
-        """Share of what training moved the base by that is kept after a round (1-based)."""
-        return self.trained_share if server_round == self.num_rounds else 1.0
 
     @property
     def remembers(self) -> bool:
@@ -355,7 +350,6 @@ def _check_ranges(config: FederationConfig) -> None:
     _require(apart, config, "rounds_per_epoch", "must be 1 with local-epochs above 1")
     cosine = config.negative_max_cosine
     _require(0 < cosine <= 1, config, "negative_max_cosine", "must be in (0, 1]")
-    _require(0 < config.trained_share <= 1, config, "trained_share", "must be in (0, 1]")
     _require(0 < config.quorum <= 1, config, "quorum", "must be in (0, 1]")
     _require(config.task in TASKS, config, "task", f"must be one of {', '.join(TASKS)}")
     chosen = {"update_encoding": ENCODINGS, "aggregation": AGGREGATIONS, "strategy": STRATEGIES}

@@ -17,7 +17,7 @@ from client.objective import TrainingData, make_training_data
 from client.training import OnStep, order_seed, train
 from client.worker import Worker
 from server.history import History, RoundRecord
-from shared.adapter import Adapter, toward_base
+from shared.adapter import Adapter
 from shared.config import FederationConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import ImagePrefixes, TextPrefixes
@@ -77,7 +77,7 @@ def train_alone(
             settings = replace(settings, learning_rate=rate, decorrelation_weight=0.0)
             rank = max(worker.rank for worker in pool.workers)
             record.loss = train(encoder, data, settings, seed=seed, rank=rank, on_step=on_step)
-        adapter = toward_base(encoder.adapter(), config.share_after(number))
+        adapter = encoder.adapter()
         record.validation = validate(pool.workers, adapter)
         history.append(record, adapter)
 

@@ -155,17 +155,3 @@ def test_a_proximal_term_keeps_regions_near(new_run: NewRun) -> None:
         history = federate(new_run(f"mu-{mu}"), proximal_mu=mu, num_rounds=1, local_epochs=3)
         moves.append(norm(subtract(history.adapter(1), history.adapter(0))))
     assert 0 < moves[1] < moves[0]
-
-
-def test_of_what_was_trained_the_last_round_keeps_a_share(new_run: NewRun) -> None:
-    whole = federate(new_run("whole"))
-    part = federate(new_run("part"), trained_share=0.25)
-    for number in range(1, 4):
-        share = 0.25 if number == 3 else 1.0
-        reached, kept = whole.adapter(number), part.adapter(number)
-        assert kept.keys() == reached.keys()
-        for name, tensor in reached.items():
-            torch.testing.assert_close(
-                kept[name], tensor * (share if name.endswith("lora_B.weight") else 1)
-            )
-    assert part.rounds()[3].validation != whole.rounds()[3].validation  # of what is kept

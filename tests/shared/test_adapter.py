@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from shared.adapter import (
     Adapter,
@@ -18,7 +17,6 @@ from shared.adapter import (
     save_adapter,
     schema_hash,
     subtract,
-    toward_base,
 )
 from shared.errors import FederationError, WireError
 
@@ -117,25 +115,3 @@ def test_the_first_tensor_of_another_form_is_named(sent: Adapter) -> None:
         require_same_form({**sent, "b": sent["b"].T}, sent)
     with pytest.raises(WireError, match=r"c: found \(\), expected nothing"):
         require_same_form({**sent, "c": sent["a"]}, sent)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_a_share_of_an_adapter_changes_every_layer_by_that_share(share: float) -> None:
-    generator = torch.Generator().manual_seed(5)
-    shapes = {"lora_A": (2, 6), "lora_B": (4, 2), "residual_A": (3, 6), "residual_B": (4, 3)}
-    adapter = {
-        f"text/x.{kind}.weight": torch.randn(shape, generator=generator)
-        for kind, shape in shapes.items()
-    }
-    adapter["fusion/gate"] = torch.tensor([0.2, 0.7])
-    part = toward_base(adapter, share)
-    torch.testing.assert_close(_change(part), share * _change(adapter))
-    assert part["fusion/gate"].equal(adapter["fusion/gate"])
-    assert part.keys() == adapter.keys()
-
-
-def _change(adapter: Adapter) -> Tensor:
-    """What is added to a layer's weights."""
-    one = {kind: adapter[f"text/x.{kind}.weight"] for kind in ("lora_A", "lora_B")}
-    rest = {kind: adapter[f"text/x.{kind}.weight"] for kind in ("residual_A", "residual_B")}
-    return one["lora_B"] @ one["lora_A"] + rest["residual_B"] @ rest["residual_A"]
