@@ -19,7 +19,8 @@ from benchmarks.timing import Spread
 from benchmarks.uplink import siglip_update, update_bytes
 from client.worker import Worker, forget_workers, get_worker
 from server.history import History
-from shared.wire import record_bytes, train_reply
+from shared.records import record_bytes
+from shared.wire import train_reply
 from simulations.engine import run_engine
 
 SECTION: Final = "a round"

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from benchmarks.gpu import SIGLIP_BASE, adapt, image_tower, text_tower
 from shared.adapter import Adapter
 from shared.encoders.fusion import Fusion
-from shared.wire import record_bytes, train_reply
+from shared.records import record_bytes
+from shared.wire import train_reply
 
 
 def siglip_update() -> Adapter:

@@ -30,10 +30,10 @@ from flwr.serverapp.strategy import (
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared import wire
 from shared.adapter import Adapter
 from shared.config import FederationConfig
 from shared.errors import FederationError
+from shared.records import ARRAYS, METRICS, NUM_EXAMPLES
 
 MAX_AT_ONCE: Final = 256  # replies that a rule is given
 _MOMENTUM, _VARIANCE = "momentum/", "variance/"
@@ -167,9 +167,9 @@ def _aggregated(strategy: FedAvg, server_round: int, messages: list[Message]) ->
 
 def _message(arrays: Arrays, num_examples: int, loss: float) -> Message:
     """A reply as Flower's classes read it; it goes nowhere."""
-    metrics = MetricRecord({wire.NUM_EXAMPLES: num_examples, _LOSS: loss})
+    metrics = MetricRecord({NUM_EXAMPLES: num_examples, _LOSS: loss})
     metadata = Metadata(0, "", 0, 0, "", "", created_at=0.0, ttl=1.0, message_type="train")
-    content = RecordDict({wire.ARRAYS: _record(arrays), wire.METRICS: metrics})
+    content = RecordDict({ARRAYS: _record(arrays), METRICS: metrics})
     return make_message(metadata, content)
 
 

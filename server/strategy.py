@@ -35,6 +35,7 @@ from shared.adapter import Adapter, trained_names
 from shared.config import FederationConfig
 from shared.errors import FederationError
 from shared.exchanges import digest
+from shared.records import record_bytes
 
 Checked = TypeVar("Checked")
 
@@ -165,7 +166,7 @@ class CheckedFedAvg(FedAvg):
 
     def _send(self, request: RecordDict, message_type: str) -> list[Message]:
         self.traffic.sent[message_type] = digest(request)
-        self.record.downlink_bytes += wire.record_bytes(request) * len(self._cohort)
+        self.record.downlink_bytes += record_bytes(request) * len(self._cohort)
         return [
             Message(content=request, message_type=message_type, dst_node_id=node)
             for node in sorted(self._cohort)
@@ -198,7 +199,7 @@ class CheckedFedAvg(FedAvg):
             control=config.control_variates,
             dim=self._dim,
         )
-        self.record.uplink_bytes += wire.record_bytes(content)
+        self.record.uplink_bytes += record_bytes(content)
         return reply
 
     def _trained(self) -> Adapter:

@@ -1,10 +1,9 @@
 """The record keys and forms of everything that crosses between headquarters and a region.
 
 Arrays and scalars only. Every reply is checked here before it counts; what is wrong with it is said
-without quoting it. No other module knows a record key.
+without quoting it. The records that messages are made of: `shared.records`.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -12,38 +11,48 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from numpy.typing import NDArray
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from shared.adapter import (
     Adapter,
     completed,
-    norm,
     rank_axis,
     require_same_form,
     trained_names,
     within_rank,
 )
 from shared.arrays import to_array, values_of
-from shared.compression import MAX_SCALE, compress, expand
 from shared.config import (
     ENCODINGS,
-    INT8,
     KNOWN_ITEM_SOURCES,
     MAX_VIEWS,
     TRAINED_FACTORS,
     TrainConfig,
-    types_of,
 )
 from shared.decorrelation import MIN_EXAMPLES, MOMENTS, Statistics, why_impossible
 from shared.errors import WireError
+from shared.records import (
+    ARRAYS,
+    CONFIG,
+    CONTROL,
+    METRICS,
+    NUM_EXAMPLES,
+    STATISTICS,
+    arrays_of,
+    check_types,
+    config_of,
+    dashed,
+    metrics_of,
+    read_arrays,
+    read_count,
+    read_number,
+    read_update,
+    underscored,
+    write_update,
+)
 
 PROTOCOL_VERSION = 6
-ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # as Flower's strategies name them
-SCALES, CONTROL, STATISTICS = "scales", "control", "statistics"
-_SCALES_OF = {ARRAYS: SCALES, CONTROL: "control-scales"}
-NUM_EXAMPLES = "num-examples"
 DESCRIBE = "query.describe"
 ROUND, LOCAL = TRAIN_PURPOSES = ("round", "local")
 VALIDATION, GATE, MATRIX = PURPOSES = ("validation", "gate", "matrix")
@@ -191,7 +200,7 @@ def describe_request() -> RecordDict:
 
 def describe_reply(description: Description) -> RecordDict:
     """A region's description as a record."""
-    return RecordDict({CONFIG: ConfigRecord(_dashed(asdict(description)))})
+    return RecordDict({CONFIG: ConfigRecord(dashed(asdict(description)))})
 
 
 def read_description(content: RecordDict) -> Description:
@@ -202,11 +211,11 @@ def read_description(content: RecordDict) -> Description:
             in which fields may be missing. Fields this version does not know are passed over, so
             that a newer region can be refused for its protocol version.
     """
-    values = _underscored(_config(content))
+    values = underscored(config_of(content))
     version = values.get("protocol_version")
     if type(version) is int and version < PROTOCOL_VERSION:
         raise WireError(other_protocol(version))
-    _check_types("description", values, Description)
+    check_types("description", values, Description)
     _check_texts(values)
     return Description(**{field.name: values[field.name] for field in fields(Description)})
 
@@ -254,7 +263,7 @@ def train_request(
     statistics: Statistics | None = None,
 ) -> RecordDict:
     """The train message of one round; see `TrainRequest`."""
-    settings = ConfigRecord(_dashed(asdict(config)))
+    settings = ConfigRecord(dashed(asdict(config)))
     settings["server-round"], settings["purpose"] = server_round, purpose
     content = RecordDict({ARRAYS: adapter, CONFIG: settings})
     if control is not None:
@@ -270,7 +279,7 @@ def read_train_request(content: RecordDict) -> TrainRequest:
     Raises:
         WireError: something is missing, unknown or of another type.
     """
-    values = _underscored(_config(content))
+    values = underscored(config_of(content))
     server_round, purpose = values.pop("server_round", None), values.pop("purpose", None)
     counted = values.pop("counted", None)
     wanted = {field.name for field in fields(TrainConfig)}
@@ -279,7 +288,7 @@ def read_train_request(content: RecordDict) -> TrainRequest:
         raise WireError(f"train message: missing or unknown {odd or 'server-round'}")
     if purpose not in TRAIN_PURPOSES:
         raise WireError(f"train message: purpose is none of {', '.join(TRAIN_PURPOSES)}")
-    _check_types("train message", values, TrainConfig)
+    check_types("train message", values, TrainConfig)
     chosen = {"update_encoding": ENCODINGS, "trained_factors": TRAINED_FACTORS}
     for name, choices in (chosen | {"known_item_source": KNOWN_ITEM_SOURCES}).items():
         if values[name] not in choices:
@@ -291,13 +300,13 @@ def read_train_request(content: RecordDict) -> TrainRequest:
         raise WireError("train message: public-negatives is below 0")
     if not 0 <= values["part"] < values["rounds_per_epoch"]:
         raise WireError("train message: part is not in 0 to rounds-per-epoch")
-    adapter, config = decode_adapter(_arrays(content)), TrainConfig(**values)
+    adapter, config = decode_adapter(arrays_of(content)), TrainConfig(**values)
     statistics = _sent_statistics(content, config)
     if counted is None and CONTROL not in content:
         return TrainRequest(adapter, config, server_round, purpose, statistics=statistics)
     if not isinstance(counted, list) or not all(type(number) is int for number in counted):
         raise WireError("train message: a control variate comes with a list of receipts")
-    control = decode_adapter(_arrays(content, CONTROL))
+    control = decode_adapter(arrays_of(content, CONTROL))
     trained = trained_names(adapter, config.trained_factors)
     require_same_form(control, {name: adapter[name] for name in trained})
     return TrainRequest(adapter, config, server_round, purpose, control, tuple(counted), statistics)
@@ -308,7 +317,7 @@ def _sent_statistics(content: RecordDict, config: TrainConfig) -> Statistics | N
         return None
     if config.decorrelation_weight <= 0:
         raise WireError("train message: statistics without a decorrelation-weight")
-    shape = _arrays(content, STATISTICS).get(MOMENTS[0], to_array(np.zeros(0))).shape
+    shape = arrays_of(content, STATISTICS).get(MOMENTS[0], to_array(np.zeros(0))).shape
     return _read_statistics(content, shape[0] if len(shape) == 1 else 0, weight=1)
 
 
@@ -319,10 +328,10 @@ def _read_statistics(content: RecordDict, dim: int, *, weight: int) -> Statistic
         WireError: the reason.
     """
     shapes = {name: (dim, dim) if name == "cross" else (dim,) for name in MOMENTS}
-    record = _arrays(content, STATISTICS)
+    record = arrays_of(content, STATISTICS)
     if dim == 0 or record.keys() != shapes.keys():
         raise WireError(f"statistics are not {', '.join(MOMENTS)}")
-    arrays = _read_arrays(record, shapes, "float32")
+    arrays = read_arrays(record, shapes, "float32")
     means = {name: torch.from_numpy(arrays[name].copy()) for name in MOMENTS}
     found = Statistics(**means, weight=torch.tensor(float(weight)))
     if why := why_impossible(found):
@@ -362,9 +371,9 @@ def train_reply(
         statistics: of its encodings, where the message had a weight for them.
     """
     content = RecordDict({METRICS: _train_metrics(num_examples, loss, seconds)})
-    _write_update(content, ARRAYS, update, encoding)
+    write_update(content, ARRAYS, update, encoding)
     if control_change is not None:
-        _write_update(content, CONTROL, control_change, encoding)
+        write_update(content, CONTROL, control_change, encoding)
     if statistics is not None:
         content[STATISTICS] = encode_adapter(statistics.moments())
     return content
@@ -401,18 +410,18 @@ def read_train_reply(
     Raises:
         WireError: the reason, without quoting the reply.
     """
-    metrics = _metrics(content)
-    num_examples = _count(metrics, max_examples)
+    metrics = metrics_of(content)
+    num_examples = read_count(metrics, max_examples)
     if num_examples == 0:
         raise WireError("num-examples is 0: nothing was trained on")
     if not control and CONTROL in content:
         raise WireError("a control variate that nobody asked for")
     part = sent if rank is None else within_rank(sent, rank)
-    _require_rank(_arrays(content), part)
-    update = completed(_read_update(content, ARRAYS, part, encoding, max_norm), sent)
-    change = _read_update(content, CONTROL, sent, encoding, max_norm) if control else None
+    _require_rank(arrays_of(content), part)
+    update = completed(read_update(content, ARRAYS, part, encoding, max_norm), sent)
+    change = read_update(content, CONTROL, sent, encoding, max_norm) if control else None
     statistics = _given_statistics(content, dim, num_examples)
-    loss, seconds = _finite(metrics, "loss"), _finite(metrics, "seconds")
+    loss, seconds = read_number(metrics, "loss"), read_number(metrics, "seconds")
     return TrainReply(update, num_examples, loss, seconds, change, statistics)
 
 
@@ -462,7 +471,7 @@ def read_evaluate_request(content: RecordDict) -> EvaluateRequest:
     Raises:
         WireError: something is missing, unknown or of another type.
     """
-    values = _underscored(_config(content))
+    values = underscored(config_of(content))
     if values.keys() != {"server_round", "purpose"} or type(values["server_round"]) is not int:
         raise WireError("evaluate message: missing or unknown settings")
     if values["purpose"] not in PURPOSES:
@@ -471,7 +480,7 @@ def read_evaluate_request(content: RecordDict) -> EvaluateRequest:
     for name, record in content.array_records.items():
         if name != ARRAYS:
             references[_reference_number(name)] = decode_adapter(record)
-    adapter = decode_adapter(_arrays(content))
+    adapter = decode_adapter(arrays_of(content))
     return EvaluateRequest(adapter, values["server_round"], values["purpose"], references)
 
 
@@ -496,12 +505,12 @@ def read_evaluate_reply(content: RecordDict, *, max_examples: int) -> EvaluateRe
     Raises:
         WireError: a metric is not a number in [0, 1], or the count is absurd.
     """
-    metrics = _metrics(content)
-    num_examples = _count(metrics, max_examples)
+    metrics = metrics_of(content)
+    num_examples = read_count(metrics, max_examples)
     names = [name for name in metrics if name != NUM_EXAMPLES]
     if not all(_METRIC_NAME.fullmatch(name) for name in names):  # it is a region's text: not quoted
         raise WireError("a metric has a name that is none, such as ndcg@10")
-    means = {name: _finite(metrics, name) for name in names}
+    means = {name: read_number(metrics, name) for name in names}
     for name, value in means.items():
         if not 0 <= value <= 1:
             raise WireError(f'metric "{name}" is {value:.3g}, must be in [0, 1]')
@@ -534,13 +543,13 @@ def read_comparison_reply(
     Raises:
         WireError: the reason, without quoting the reply.
     """
-    metrics = _metrics(content)
-    num_queries = _count(metrics, max_examples)
+    metrics = metrics_of(content)
+    num_queries = read_count(metrics, max_examples)
     differences = {}
     for number in references:
         mean, variance = (
-            _finite(metrics, f"{_MEAN}{number}"),
-            _finite(metrics, f"{_VARIANCE}{number}"),
+            read_number(metrics, f"{_MEAN}{number}"),
+            read_number(metrics, f"{_VARIANCE}{number}"),
         )
         if not -1 <= mean <= 1 or not 0 <= variance <= _MAX_VARIANCE:
             raise WireError(f"difference to {number} is outside what nDCG allows")
@@ -549,136 +558,3 @@ def read_comparison_reply(
     plain = {name: metrics[name] for name in metrics if not name.startswith(prefixes)}
     reply = RecordDict({METRICS: MetricRecord(plain)})
     return read_evaluate_reply(reply, max_examples=max_examples), differences
-
-
-def record_bytes(content: RecordDict) -> int:
-    """Bytes of a message's arrays, as serialized for the wire."""
-    return sum(
-        len(array.data) for record in content.array_records.values() for array in record.values()
-    )
-
-
-def _write_update(content: RecordDict, name: str, update: Adapter, encoding: str) -> None:
-    """Put an update into a record of this name, and its scales beside it."""
-    sent = {k: compress(v.detach().cpu().numpy(), encoding) for k, v in sorted(update.items())}
-    content[name] = ArrayRecord({key: to_array(values) for key, (values, _) in sent.items()})
-    if encoding == INT8:
-        scales = np.array([scale for _, scale in sent.values()], np.float32)
-        content[_SCALES_OF[name]] = ArrayRecord({SCALES: to_array(scales)})
-
-
-def _read_update(
-    content: RecordDict, name: str, sent: Adapter, encoding: str, max_norm: float
-) -> Adapter:
-    """The update in a record, decoded; its names and shapes are those of `sent`.
-
-    Raises:
-        WireError: the reason.
-    """
-    shapes = {key: tuple(tensor.shape) for key, tensor in sent.items()}
-    values = _read_arrays(_arrays(content, name), shapes, encoding)
-    scales = _read_scales(content, _SCALES_OF[name], values, encoding)
-    update = {key: torch.from_numpy(expand(values[key], scales[key])) for key in values}
-    size = norm(update)
-    if not size <= max_norm:
-        what = "update" if name == ARRAYS else "control variate's"
-        raise WireError(f"{what} norm {size:.3g} is above the bound {max_norm:.3g}")
-    return update
-
-
-def _read_arrays(
-    arrays: ArrayRecord, shapes: Mapping[str, tuple[int, ...]], dtype: str
-) -> dict[str, NDArray[Any]]:
-    """The named arrays, sorted: all there, none else, of these shapes and dtype, every one finite.
-
-    Raises:
-        WireError: the reason.
-    """
-    if arrays.keys() != shapes.keys():
-        missing, extra = len(shapes.keys() - arrays.keys()), len(arrays.keys() - shapes.keys())
-        raise WireError(f"update has {missing} missing and {extra} unknown tensors")
-    return {name: _read_array(name, arrays[name], shapes[name], dtype) for name in sorted(shapes)}
-
-
-def _read_array(name: str, array: Array, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    found = tuple(array.shape)
-    if found != shape or array.dtype != dtype:
-        raise WireError(f"{name}: {array.dtype} {found}, expected {dtype} {shape}")
-    try:
-        values = values_of(array)
-    except Exception as error:  # the bytes are the region's; anything may be in them
-        raise WireError(f"{name}: unreadable array ({type(error).__name__})") from None
-    if values.shape != shape or values.dtype != np.dtype(dtype):
-        raise WireError(f"{name}: its bytes do not fit its header")
-    if not np.isfinite(values).all():
-        raise WireError(f"{name}: not finite")
-    return values
-
-
-def _read_scales(
-    content: RecordDict, record_name: str, names: Iterable[str], encoding: str
-) -> dict[str, float]:
-    """The scale of each tensor of an update, 1 where none are sent.
-
-    Raises:
-        WireError: they are missing, of another form, or no scales.
-    """
-    names = list(names)
-    if encoding != INT8:
-        return dict.fromkeys(names, 1.0)
-    record = _arrays(content, record_name)
-    scales = _read_arrays(record, {SCALES: (len(names),)}, "float32")[SCALES]
-    if not ((scales > 0) & (scales <= MAX_SCALE)).all():
-        raise WireError(f"{SCALES}: one is not above 0, or too large to be one")
-    return dict(zip(names, scales.tolist(), strict=True))
-
-
-def _check_types(where: str, values: Mapping[str, Any], form: type) -> None:
-    """Every field of the dataclass `form` is there with its type; an int will do for a float."""
-    for name, kind in types_of(form).items():
-        accepted = (int, float) if kind is float else (kind,)
-        if type(values.get(name)) not in accepted:  # not isinstance: true is an int to Python
-            raise WireError(f'{where}: "{name}" is missing or not of type {kind.__name__}')
-
-
-def _count(metrics: Mapping[str, Any], max_examples: int) -> int:
-    value = metrics.get(NUM_EXAMPLES)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= max_examples:
-        raise WireError(f"num-examples is missing or not a count within 0..{max_examples}")
-    return value
-
-
-def _finite(metrics: Mapping[str, Any], name: str) -> float:
-    value = metrics.get(name)
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise WireError(f'metric "{name}" is missing or not a finite number')
-    return float(value)
-
-
-def _arrays(content: RecordDict, name: str = ARRAYS) -> ArrayRecord:
-    record = content.get(name)
-    if not isinstance(record, ArrayRecord):
-        raise WireError(f'the message has no array record "{name}"')
-    return record
-
-
-def _metrics(content: RecordDict) -> MetricRecord:
-    record = content.get(METRICS)
-    if not isinstance(record, MetricRecord):
-        raise WireError(f'the message has no metric record "{METRICS}"')
-    return record
-
-
-def _config(content: RecordDict) -> ConfigRecord:
-    record = content.get(CONFIG)
-    if not isinstance(record, ConfigRecord):
-        raise WireError(f'the message has no config record "{CONFIG}"')
-    return record
-
-
-def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.replace("_", "-"): value for name, value in values.items()}
-
-
-def _underscored(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.replace("-", "_"): value for name, value in values.items()}

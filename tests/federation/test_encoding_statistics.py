@@ -13,10 +13,10 @@ from client.statistics import encoding_statistics
 from client.worker import forget_workers, get_worker
 from server.history import History
 from server.statistics import FederationStatistics
-from shared import wire
 from shared.adapter import Adapter
 from shared.decorrelation import MIN_EXAMPLES, MOMENTS, Statistics
 from shared.errors import FederationError, WireError
+from shared.records import STATISTICS
 from simulations.engine import LocalGrid, run_engine
 
 NewRun = Callable[[str], Path]
@@ -66,7 +66,7 @@ def overheard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, RecordDict]]:
 
 def having(heard: list[tuple[str, RecordDict]]) -> list[str]:
     """What the messages with statistics were, in their order."""
-    return [what for what, content in heard if wire.STATISTICS in content]
+    return [what for what, content in heard if STATISTICS in content]
 
 
 def test_statistics_travel_only_when_on_and_change_what_is_learned(

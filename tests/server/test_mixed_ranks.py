@@ -17,6 +17,7 @@ from shared import wire
 from shared.adapter import Adapter, add, completed, residual_names, schema_hash, within_rank
 from shared.config import FLOAT32, ROBUST, RULES, STRATEGIES, FederationConfig, parse_run_config
 from shared.errors import FederationError
+from shared.records import record_bytes
 
 RANK, KEPT = 8, 3
 SHAPES = {
@@ -215,7 +216,7 @@ def test_each_region_is_held_to_its_own_rank_and_fewer_bytes_count(history: Hist
     (_, record), end = history.rounds(), history.adapter(1)
     assert record.rejected == []
     whole, part = (
-        wire.record_bytes(wire.train_reply(update, encoding=FLOAT32, **SAID))  # type: ignore[arg-type]
+        record_bytes(wire.train_reply(update, encoding=FLOAT32, **SAID))  # type: ignore[arg-type]
         for update in (SENT, within_rank(SENT, 2))
     )
     assert record.uplink_bytes == whole + part

@@ -18,6 +18,7 @@ from shared import wire
 from shared.adapter import Adapter, add
 from shared.config import FLOAT32, parse_run_config
 from shared.errors import FederationError
+from shared.records import record_bytes
 from simulations.engine import LocalGrid
 
 Region = Callable[[Adapter], RecordDict]  # what it answers to the adapter it is sent
@@ -358,7 +359,7 @@ def test_of_an_error_only_its_kind_is_kept(reason: str | None, kind: str) -> Non
 
 def test_bytes_are_those_of_the_arrays() -> None:
     size = sum(array.numel() * 4 for array in SENT.values())
-    header = wire.record_bytes(RecordDict({"arrays": wire.encode_adapter(SENT)})) - size
+    header = record_bytes(RecordDict({"arrays": wire.encode_adapter(SENT)})) - size
     (record,), _ = run({**{name: good(name) for name in NAMES[:2]}, "south": raises})
     assert record.uplink_bytes == 2 * (size + header)  # what was rejected does not count
     assert record.downlink_bytes == 2 * 3 * (size + header)  # to train and to evaluate

@@ -21,6 +21,7 @@ from shared.compression import rounded
 from shared.config import ENCODINGS, FLOAT16, FLOAT32, INT8, parse_run_config
 from shared.encoders.encoder import Encoder
 from shared.errors import WireError
+from shared.records import record_bytes
 
 NPY_HEADER = 128  # bytes before the values of a .npy of few dimensions
 
@@ -109,8 +110,8 @@ def test_the_answers_come_back_as_they_went(sent: Adapter, update: Adapter) -> N
 
 def test_bytes_are_those_of_the_values_and_a_header_each(sent: Adapter, update: Adapter) -> None:
     expected = sum(4 * tensor.numel() + NPY_HEADER for tensor in update.values())
-    assert wire.record_bytes(reply(update)) == expected
-    assert wire.record_bytes(wire.evaluate_reply({"mrr@10": 1.0}, num_examples=1)) == 0
+    assert record_bytes(reply(update)) == expected
+    assert record_bytes(wire.evaluate_reply({"mrr@10": 1.0}, num_examples=1)) == 0
 
 
 # -- a region's update -----------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def test_what_arrives_is_the_rounded_update(encoding: str, sent: Adapter, update
 
 def test_a_real_update_is_a_quarter_of_its_size(encoder: Encoder, trained: Adapter) -> None:
     update = subtract(trained, encoder.adapter())
-    plain, small = (wire.record_bytes(reply(update, encoding=e)) for e in (FLOAT32, INT8))
+    plain, small = (record_bytes(reply(update, encoding=e)) for e in (FLOAT32, INT8))
     count = sum(tensor.numel() for tensor in update.values())
     headers = plain - 4 * count
     # one more header, of the scales, which are 4 bytes each

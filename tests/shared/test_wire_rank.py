@@ -13,6 +13,7 @@ from shared.adapter import Adapter, completed, norm, rank_of, trained_names, wit
 from shared.compression import rounded
 from shared.config import ENCODINGS, FLOAT32
 from shared.errors import WireError
+from shared.records import record_bytes
 
 RANK = 4
 SHAPES = {
@@ -98,7 +99,7 @@ def test_bytes_shrink_in_proportion() -> None:
         for rank in range(1, RANK + 1)
     ]
     assert numbers == [(6 + 7) * rank for rank in range(1, RANK + 1)]
-    sizes = [wire.record_bytes(reply(within_rank(factors, rank))) for rank in range(1, RANK + 1)]
+    sizes = [record_bytes(reply(within_rank(factors, rank))) for rank in range(1, RANK + 1)]
     assert {b - a for a, b in pairwise(sizes)} == {4 * (6 + 7)}
 
 

@@ -16,6 +16,7 @@ from shared.config import FLOAT32, parse_run_config
 from shared.decorrelation import MIN_EXAMPLES, MOMENTS, Statistics, statistics_of
 from shared.envelope import pack, unpack
 from shared.errors import WireError
+from shared.records import record_bytes
 
 SENT: Adapter = {"text/a": torch.zeros(3)}
 ON = parse_run_config({"decorrelation-weight": 0.1}).train_config(2)
@@ -61,8 +62,8 @@ def test_they_come_back_as_they_went() -> None:
 
 
 def test_they_take_four_vectors_and_a_matrix_of_float32() -> None:
-    bare = wire.record_bytes(RecordDict({"arrays": wire.encode_adapter(SENT)}))
-    size = wire.record_bytes(reply()) - bare
+    bare = record_bytes(RecordDict({"arrays": wire.encode_adapter(SENT)}))
+    size = record_bytes(reply()) - bare
     assert 0 < size - 4 * (4 * 4 + 4 * 4) < 5 * 256  # the rest is headers
 
 
