@@ -1,7 +1,7 @@
 """Records, the parts that a Flower message is made of: their keys, and what is read out of them.
 
 What is missing, of another form or out of range is refused, and said without quoting it.
-`shared.wire` makes messages of them; no other module knows a record key.
+`shared.wire` makes messages of them; only these two modules know record keys.
 """
 
 import math
