@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 
 from client.indexing import build_region_index, load_pulled_release, pull_release
@@ -41,14 +40,13 @@ from simulations.report import write_report
 from simulations.table import (
     PERSONALIZED,
     RegionTable,
-    UnionTable,
     compare_methods,
     mean_dense_weight,
     region_table,
     summarize,
-    union_table,
 )
 from simulations.training import federate, open_workers, train_pool
+from simulations.union import Union, UnionTable, human_judgments, union_table
 
 SAMPLES_PER_REGION = 2
 SAMPLE_PRODUCTS = 6
@@ -117,7 +115,7 @@ def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, An
     _baselines(workers, encoder, config, run, progress)
     number = _release(options, world, encoder, run, progress)
     _index(workers, encoder, number, run, progress)
-    tables, union = _evaluate(workers, world, run, options.seed, progress)
+    tables, union = _evaluate(workers, run, options.seed, progress)
     result = _result(options, world, run, tables, union, encoder.digest, number, progress)
     write_report(run, result, _curves(run), _samples(tables, options.seed))
     replace_file(result_path, canonical_json(result))  # last: it says that the run is complete
@@ -289,7 +287,7 @@ def _index(
 
 
 def _evaluate(
-    workers: Sequence[Worker], world: World, run: Path, seed: int, progress: RunProgress
+    workers: Sequence[Worker], run: Path, seed: int, progress: RunProgress
 ) -> tuple[list[RegionTable], UnionTable | None]:
     headquarters = History(run / "headquarters")
     shared: dict[str, Adapter] = {
@@ -305,10 +303,10 @@ def _evaluate(
             adapters = {**shared, **_personalized(worker), "local_only": local}
             tables.append(region_table(worker, adapters, seed=seed))
             progress.line(_what_shoppers_get(tables[-1]))
-        union = None
-        if world.judged:
-            judged, weight = pl.read_parquet(run / "judged.parquet"), mean_dense_weight(tables)
-            union = union_table(workers, judged, shared, dense_weight=weight, seed=seed)
+        union, judged = None, human_judgments(run)
+        if judged is not None:
+            weight = mean_dense_weight(tables)
+            union = union_table(Union.of(workers, judged), shared, dense_weight=weight, seed=seed)
             progress.line(f"all catalogs, human judgments: dense weight {weight:g}, the mean")
     workers[0].encoder.load_adapter(shared["federated"])
     return tables, union
@@ -354,6 +352,7 @@ def _result(
     mean, worst = summarize(tables)
     rounds = [record for record in History(run / "headquarters").rounds() if record.round > 0]
     keys = [field.name for field in fields(RoundRecord) if field.name != "validation"]
+    tests = compare_methods(tables, union.scores if union else None, seed=options.seed)
     return {
         "seed": options.seed,
         "data": options.data,
@@ -365,7 +364,7 @@ def _result(
         "mean": mean,
         "worst": worst,
         "union": union.rows if union else None,
-        "tests": [asdict(test) for test in compare_methods(tables, union, seed=options.seed)],
+        "tests": [asdict(test) for test in tests],
         "rounds": [{key: asdict(record)[key] for key in keys} for record in rounds],
         "release": {"number": number, "encoder_digest": digest},
         "seconds": progress.seconds,

@@ -7,7 +7,7 @@ shopper is answered. Differences that a reader will
 draw conclusions from are tested here too, since only here are the scores of single queries known.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,30 +20,20 @@ from client.shelves import open_shelf, scratch_folder
 from client.worker import Worker
 from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder
-from shared.metrics import Qrels, judged_at_k, ndcg_at_k, ndcg_judged_at_k
+from shared.metrics import Qrels, ndcg_at_k
 from shared.randomization import paired_randomization_test
-from shared.retrieval.hybrid import reciprocal_rank_fusion
-from shared.retrieval.index import build_index, search_index
 from shared.retrieval.lexical import LexicalIndex
 from shared.retrieval.manifest import open_current_index
-from shared.retrieval.products import ProductTable
-from shared.retrieval.shelf import DEPTH, Ask, Shelf
-from shared.retrieval.vectors import VectorIndex
-from simulations.baselines import pooled_products
+from shared.retrieval.shelf import Ask, Shelf
 from simulations.prepare import lexical_rows
 
 ROWS = ("random", "bm25", "zero_shot", "local_only", "federated", "hybrid", "centralized")
 PERSONALIZED = "personalized"  # one more row, where regions adapt the release for themselves
-UNION_ROWS = (
-    *("random", "bm25", "zero_shot", "hybrid_zero_shot"),
-    *("federated", "hybrid", "rrf", "centralized"),
-)
 NDCG, NDCG_JUDGED, JUDGED = f"ndcg@{K}", f"ndcg@{K}_judged", f"judged@{K}"
 # What a reader will ask: does the mix beat words, does it beat the encoder, did training help?
 REGION_PAIRS = (("hybrid", "bm25"), ("hybrid", "federated"), ("federated", "zero_shot"))
 PERSONALIZED_PAIRS = ((PERSONALIZED, "federated"), (PERSONALIZED, "local_only"))
 UNION_PAIRS = (("hybrid", "bm25"), ("federated", "zero_shot"))
-_MIXES = {"zero_shot": "hybrid_zero_shot", "federated": "hybrid"}  # rows by the adapter in the mix
 
 Ranked = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -79,19 +69,6 @@ class RegionTable:
     ranked: dict[str, Ranked]
     rows: dict[str, dict[str, float]]
     dense_weight: float
-
-
-@dataclass(frozen=True)
-class UnionTable:
-    """All catalogs in one index, by human judgments.
-
-    Attributes:
-        scores: of each method by each metric, one a query, (Q,).
-        rows: their means.
-    """
-
-    scores: dict[str, dict[str, Scores]]
-    rows: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -168,56 +145,16 @@ def summarize(tables: Sequence[RegionTable]) -> tuple[dict[str, dict[str, float]
     return mean, worst
 
 
-def union_table(
-    workers: Sequence[Worker],
-    judged: pl.DataFrame,
-    adapters: Mapping[str, Adapter],
-    *,
-    dense_weight: float,
-    seed: int,
-) -> UnionTable:
-    """Human judgments over all catalogs in one index; for judging only, since regions never pool.
-
-    `local_only` has no row: vectors of different adapters cannot be compared.
-
-    Args:
-        workers: of all regions.
-        judged: query, product_id, grade.
-        adapters: of `zero_shot`, `federated` and `centralized`.
-        dense_weight: of the encoder in both hybrids; nothing may have tuned it on `judged`.
-        seed: of the random row.
-    """
-    catalog = pl.concat([worker.region.catalog for worker in workers])
-    tests = judgments(judged, catalog["product_id"])
-    lexical = LexicalIndex.build(text for worker in workers for text in worker.region.texts)
-    products = ProductTable.build(catalog, group_attribute=None)
-    activations = pooled_products([worker.products for worker in workers])
-    prefixes, encoder = workers[0].query_prefixes(tests.queries), workers[0].encoder
-    count = catalog.height
-    ranked = {
-        "random": random_rows(len(tests.queries), count, count, seed=seed),
-        "bm25": lexical_rows(lexical, tests.queries, count),
-    }
-    for name in ("zero_shot", "federated", "centralized"):
-        encoder.load_adapter(adapters[name])
-        queries = encoder.query_matrix(prefixes)
-        index = build_index(encoder.product_matrix(activations), distance=encoder.distance)
-        ranked[name] = search_index(index, queries, count)[1]
-        if name in _MIXES:
-            vectors, digest = VectorIndex.over(index), encoder.digest
-            shelf = Shelf("union", 0, digest, products, vectors, lexical, dense_weight)
-            ranked[_MIXES[name]] = shelf_rows(shelf, tests.queries, queries, k=count)
-    ranked["rrf"] = rrf_rows(ranked["bm25"], ranked["federated"], depth=DEPTH)
-    return _union_measured(ranked, tests.qrels)
-
-
 def mean_dense_weight(tables: Sequence[RegionTable]) -> float:
     """What the regions' own clicks say of the mix, each region counting the same."""
     return float(np.mean([table.dense_weight for table in tables]))
 
 
 def compare_methods(
-    tables: Sequence[RegionTable], union: UnionTable | None, *, seed: int
+    tables: Sequence[RegionTable],
+    union: Mapping[str, Mapping[str, Scores]] | None,
+    *,
+    seed: int,
 ) -> list[Comparison]:
     """Test the differences that a reader will draw conclusions from.
 
@@ -226,7 +163,7 @@ def compare_methods(
 
     Args:
         tables: of all regions.
-        union: by human judgments; None where there are none.
+        union: of each method by each metric, one a human-judged query; None where there are none.
         seed: of the random swaps.
 
     Returns:
@@ -241,7 +178,7 @@ def compare_methods(
     found = [_compare("regions", by_query, a, b, NDCG, seed=seed) for a, b in pairs]
     if union is not None:
         found += [
-            _compare("union", union.scores, *pair, metric, seed=seed)
+            _compare("union", union, *pair, metric, seed=seed)
             for pair in UNION_PAIRS
             for metric in (NDCG, NDCG_JUDGED)
         ]
@@ -271,26 +208,6 @@ def shelf_rows(
     return ranked
 
 
-def rrf_rows(*rankings: Ranked, depth: int) -> Ranked:
-    """Reciprocal rank fusion, which has no weight, of as many candidates as the shelf looks at.
-
-    Args:
-        rankings: rows, best first, padded with -1, (Q, K) each.
-        depth: how many rows of each count.
-
-    Returns:
-        Rows, (Q, at most depth a ranking), best first, padded with -1.
-    """
-    lists = [
-        reciprocal_rank_fusion([line[:depth][line[:depth] >= 0] for line in lines])[0]
-        for lines in zip(*rankings, strict=True)
-    ]
-    fused = np.full((len(lists), max(map(len, lists), default=0)), -1, np.int64)
-    for line, rows in zip(fused, lists, strict=True):
-        line[: len(rows)] = rows
-    return fused
-
-
 def random_rows(queries: int, products: int, k: int, *, seed: int) -> Ranked:
     """Seeded random rankings, (queries, min(k, products))."""
     rng = np.random.default_rng(seed)
@@ -312,23 +229,6 @@ def published_shelf(worker: Worker) -> Shelf:
     shelf = open_shelf(region, index, encoder.encode_products, scratch=scratch)
     assert not shelf.num_changes, "rows are those of the catalog that the judgments were joined to"
     return shelf
-
-
-def _union_measured(ranked: Mapping[str, Ranked], qrels: Qrels) -> UnionTable:
-    measures: dict[str, Callable[..., Scores]] = {
-        NDCG: ndcg_at_k,
-        NDCG_JUDGED: ndcg_judged_at_k,
-        JUDGED: judged_at_k,
-    }
-    scores = {
-        name: {metric: measure(ranked[name], qrels, k=K) for metric, measure in measures.items()}
-        for name in UNION_ROWS
-    }
-    rows = {
-        name: {metric: float(np.mean(values)) for metric, values in by_metric.items()}
-        for name, by_metric in scores.items()
-    }
-    return UnionTable(scores, rows)
 
 
 def _scores_by_query(tables: Sequence[RegionTable], name: str) -> Scores:

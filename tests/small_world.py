@@ -6,6 +6,8 @@ set.
 """
 
 import csv
+import gzip
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +69,26 @@ def _product(number: int, rng: np.random.Generator, images: Path) -> list[str]:
     title = f"{BRANDS[rng.integers(len(BRANDS))]} {gender} style {rng.integers(1000)} {kind}"
     Image.new("RGB", (24, 32), COLOURS[colour]).save(images / f"sku-{number}.jpg")
     return [f"sku-{number}", gender, "-", "-", kind, colour, "Summer", "2012", "Casual", title]
+
+
+def write_icecat(folder: Path) -> Path:
+    """Write `products.jsonl.gz` and `judgments.csv`: 80 products of two suppliers, some judged."""
+    folder.mkdir()
+    kinds, products, judged = ("ink cartridge", "laser printer"), [], []
+    for number in range(80):
+        supplier, kind = ("Acme", "Bolt")[number % 2], kinds[number // 2 % 2]
+        colour = tuple(COLOURS)[number % len(COLOURS)]
+        title = f"{supplier} X{number} {kind} {colour}"
+        attributes = {"attr_t_kind": kind, "attr_t_colour": colour, "attr_n_pages": 1.0}
+        row = {"id": str(number), "title": title, "supplier": supplier, "price": 1250}
+        products.append(row | attributes)
+        if number % 3 == 0:
+            judged += [f"{words},{number},{3 * (words in kind)}" for words in ("printer", "ink")]
+    with gzip.open(folder / "products.jsonl.gz", "wt", encoding="utf-8") as lines:
+        lines.writelines(f"{json.dumps(row)}\n" for row in products)
+    header = "query,product_id,rating"
+    (folder / "judgments.csv").write_text("\n".join([header, *judged]) + "\n", encoding="utf-8")
+    return folder
 
 
 def quiet() -> RunProgress:

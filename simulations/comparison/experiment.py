@@ -13,7 +13,7 @@ after an interruption at any instant, and by another experiment that asks for th
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -28,11 +28,13 @@ from client.worker import Worker, forget_workers
 from shared.adapter import Adapter
 from shared.config import RunConfig, run_defaults
 from shared.durable import canonical_json, replace_file
+from shared.retrieval.manifest import open_current_index
 from simulations.comparison.digests import code_digest, digest_of, library_versions
 from simulations.comparison.measure import (
     SCORE_SCHEMA,
     TEST,
     Judged,
+    Ranked,
     Ranker,
     bm25_ranker,
     dense_ranker,
@@ -40,6 +42,7 @@ from simulations.comparison.measure import (
     judged_queries,
     region_scores,
     score_set,
+    union_scores,
 )
 from simulations.comparison.page import write_page
 from simulations.comparison.personal import personalized_adapters
@@ -58,6 +61,7 @@ from simulations.comparison.worlds import Cell, cells_of, make_world, view_world
 from simulations.prepare import SEEN
 from simulations.progress import RunProgress
 from simulations.training import open_workers
+from simulations.union import Union, human_judgments
 
 ALL_REGIONS = None
 
@@ -136,6 +140,7 @@ class _Bench:
         self._trainer = Trainer(cell, self._world, root, progress)
         self._adapters: dict[str, dict[str, Adapter]] = {}
         self._judged: dict[str, Judged] = {}
+        self._all_catalogs: Union | None = None
 
     def measure_all(self) -> dict[str, Measured]:
         """Train and measure every method; what is made of another one comes after it."""
@@ -203,7 +208,7 @@ class _Bench:
             "world": self._cell.digest,
             "kind": method.kind,
             "adapters": adapters if method.kind != "bm25" else {},
-            "code": code_digest("simulations.comparison.measure"),
+            "code": code_digest("simulations.comparison.measure", "simulations.union"),
         }
 
     def _mixed(self, method: MethodSpec) -> MethodSpec:
@@ -245,6 +250,8 @@ class _Bench:
             self._progress.bar(f"{region}: test queries")(number, len(workers))
             ranker = self._ranker(method, region)
             tables.append(region_scores(worker, self._queries(worker), ranker))
+        if (union := self._union()) is not None and self._shared(method):
+            tables.append(union_scores(union.tests, self._union_rows(union, method, workers)))
         forget_workers(view)
         return pl.concat(tables)
 
@@ -253,6 +260,28 @@ class _Bench:
             return bm25_ranker
         adapter = self._adapters_of(self._mixed(method))[region]
         return hybrid_ranker(adapter) if method.kind == "hybrid" else dense_ranker(adapter)
+
+    def _union(self) -> Union | None:
+        """All catalogs in one index, where people judged queries."""
+        if self._all_catalogs is None and (judged := human_judgments(self._world)) is not None:
+            self._all_catalogs = Union.of(self._trainer.workers, judged)
+        return self._all_catalogs
+
+    def _shared(self, method: MethodSpec) -> bool:
+        """Whether all regions have one encoder of it, so that their vectors can be compared."""
+        return self._mixed(method).kind not in (LOCAL, "personalized")
+
+    def _union_rows(self, union: Union, method: MethodSpec, workers: Sequence[Worker]) -> Ranked:
+        if method.kind == "bm25":
+            return union.words()
+        (region, *_) = self._trainer.regions
+        encoded = union.encoded(self._adapters_of(self._mixed(method))[region])
+        if method.kind != "hybrid":
+            return union.dense(encoded)
+        tuned = [open_current_index(one.region.state).manifest.dense_weight for one in workers]
+        weight = float(np.mean(tuned))
+        self._progress.line(f"all catalogs: dense weight {weight:g}, the mean")
+        return union.mix(encoded, weight)
 
     def _queries(self, worker: Worker) -> Judged:
         region = worker.region.config.region

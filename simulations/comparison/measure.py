@@ -9,10 +9,16 @@ All methods rank a region's whole catalog. Each query then counts in up to three
     seen_seen   with a training example right here   those that click logs may show
     seen_cold   with a training example right here   cold
 
-A query without an answer of a set's kind is left out of that set. In the last four, answers of the
+A query without an answer of a set's kind is left out of that set. In these four, answers of the
 other kind are taken out of the ranking before it is cut at ten (as known answers are in Bordes et
 al. 2013, "filtered"): a right product is no mistake. Wrong products of either kind stay, so a
 method that lifts what was clicked over what was never shown still loses.
+
+Where people judged queries, methods with one encoder for all regions also rank all catalogs at once
+(`simulations.union`), in two more sets of one region that is none:
+
+    union        judged queries; what is not judged is wrong
+    union_judged the same; products that are not judged are taken out of the ranking
 """
 
 from collections.abc import Callable, Sequence
@@ -27,21 +33,24 @@ from client.indexing import build_region_index
 from client.region import read_qrels
 from client.worker import Worker
 from shared.adapter import Adapter
-from shared.metrics import RELEVANT_GRADE, Qrels, mrr_at_k, ndcg_at_k, recall_at_k
+from shared.metrics import RELEVANT_GRADE, Qrels, judged_at_k, mrr_at_k, ndcg_at_k, recall_at_k
 from shared.retrieval.lexical import LexicalIndex
 from simulations.prepare import lexical_rows
 from simulations.queries import cold_mask
-from simulations.table import TestSet, judgments, published_shelf, shelf_rows
+from simulations.table import JUDGED, TestSet, judgments, published_shelf, shelf_rows
 
 TEST = "test"
 QUADRANTS = ("unseen_seen", "unseen_cold", "seen_seen", "seen_cold")
-SETS = (TEST, *QUADRANTS)
+SETS = (TEST, *QUADRANTS)  # of every region
+UNION, UNION_JUDGED = "union", "union_judged"
+UNION_SETS = (UNION, UNION_JUDGED)
 METRICS = {f"ndcg@{K}": ndcg_at_k, f"recall@{K}": recall_at_k, f"mrr@{K}": mrr_at_k}
 SCORE_SCHEMA: dict[str, pl.DataType] = {
     "region": pl.String(),
     "set": pl.String(),
     "query": pl.String(),
     **dict.fromkeys(METRICS, pl.Float64()),
+    JUDGED: pl.Float64(),  # null but in the union: elsewhere all products are judged
 }
 
 Ranked = NDArray[np.int64]
@@ -101,7 +110,31 @@ def region_scores(worker: Worker, judged: Judged, ranker: Ranker) -> pl.DataFram
     for name, (part, wanted) in parts.items():
         scored = score_set(texts[part], ranked[part], qrels[part], wanted)
         tables.append(scored.with_columns(set=pl.lit(name)))
-    named = pl.concat(tables).with_columns(region=pl.lit(worker.region.config.region))
+    return _in_schema(pl.concat(tables), region=worker.region.config.region)
+
+
+def union_scores(tests: TestSet, ranked: Ranked) -> pl.DataFrame:
+    """Every judged query's scores over all catalogs, in both sets.
+
+    Args:
+        tests: judged queries, Q of them, and rows of the union.
+        ranked: rows, best first, padded with -1, (Q, R); as deep as the method goes.
+
+    Returns:
+        `SCORE_SCHEMA`: one row a query and set.
+    """
+    judged = pl.Series(JUDGED, judged_at_k(ranked, tests.qrels, k=K))
+    rankings = {UNION: ranked, UNION_JUDGED: judged_only(ranked, tests.qrels)}
+    tables = [
+        score_set(tests.queries, rows, tests.qrels, None).with_columns(judged, set=pl.lit(name))
+        for name, rows in rankings.items()
+    ]
+    return _in_schema(pl.concat(tables), region=UNION)
+
+
+def _in_schema(table: pl.DataFrame, *, region: str) -> pl.DataFrame:
+    missing = [pl.lit(None).alias(JUDGED)] if JUDGED not in table.columns else []
+    named = table.with_columns(*missing, region=pl.lit(region))
     return named.select(pl.col(name).cast(kind) for name, kind in SCORE_SCHEMA.items())
 
 
@@ -146,6 +179,23 @@ def without(ranked: Ranked, removed: Sequence[NDArray[np.int64]]) -> Ranked:
     moved = np.full_like(ranked, -1)
     for line, rows, out in zip(moved, ranked, removed, strict=True):
         left = rows[(rows >= 0) & ~np.isin(rows, out)]
+        line[: len(left)] = left
+    return moved
+
+
+def judged_only(ranked: Ranked, qrels: Qrels) -> Ranked:
+    """Rankings of judged products alone, the rest taken out (Sakai 2007, condensed lists).
+
+    Args:
+        ranked: rows, best first, padded with -1, (Q, R).
+        qrels: (rows, grades) of each.
+
+    Returns:
+        (Q, R), padded with -1.
+    """
+    moved = np.full_like(ranked, -1)
+    for line, rows, (judged, _) in zip(moved, ranked, qrels, strict=True):
+        left = rows[np.isin(rows, judged)]
         line[: len(left)] = left
     return moved
 

@@ -12,9 +12,10 @@ from jinja2 import Environment
 
 from shared.durable import replace_file
 from shared.pages import page_environment
-from simulations.comparison.measure import QUADRANTS
+from simulations.comparison.measure import QUADRANTS, UNION, UNION_JUDGED
 from simulations.curves import line_chart, series_colour
 from simulations.report import MISSING, bytes_in_words, figure, percent
+from simulations.table import JUDGED
 
 QUADRANT_WORDS: Final = {
     "unseen_seen": "new query, product in the log",
@@ -22,6 +23,7 @@ QUADRANT_WORDS: Final = {
     "seen_seen": "trained query, product in the log",
     "seen_cold": "trained query, cold product",
 }
+UNION_WORDS: Final = {UNION: "all products", UNION_JUDGED: "judged products alone"}
 VERDICTS: Final = {
     "better": "better",
     "not worse": "not worse",
@@ -72,8 +74,9 @@ def _environment() -> Environment:
 
 def _method(method: Mapping[str, Any]) -> dict[str, str]:
     knobs = ", ".join(f"{key} = {value}" for key, value in method["set"].items())
-    mixed = f"BM25 and {method['of']}" if method["of"] else ""
-    return {"name": method["name"], "kind": method["kind"], "what": knobs or mixed}
+    made = {"hybrid": "BM25 and {of}", "personalized": "{of}, adapted by each region"}
+    what = knobs or made.get(method["kind"], "").format(of=method["of"])
+    return {"name": method["name"], "kind": method["kind"], "what": what}
 
 
 def _table(
@@ -89,6 +92,7 @@ def _table(
         "quadrants": _quadrants(table),
         "tests": [_test(test) for test in table["tests"]],
         "claims": _claims(table),
+        "union": _union(table["union"]) if table["union"] else None,
         "training": _training(table["equal_training"]),
     }
 
@@ -218,6 +222,42 @@ def _claims(table: Mapping[str, Any]) -> dict[str, Any]:
     ]
     claimed = list(table["regions"][0]["claims"]) if table["regions"] else []
     return {"methods": list(table["methods"]), "claimed": claimed, "rows": rows}
+
+
+def _union(sets: Mapping[str, Any]) -> dict[str, Any]:
+    """Human judgments: one row a method, what it scores in either set and of pooled."""
+    rows = []
+    for name in sets[UNION]["methods"]:
+        cells = [_of_set(part, name) for part in sets.values()]
+        rows.append({"name": name, "cells": cells, "judged": judged_in_words(sets, name)})
+    tests = [
+        _test(test) | {"where": UNION_WORDS[which]}
+        for which, part in sets.items()
+        for test in part["tests"]
+    ]
+    columns = [UNION_WORDS[which] for which in sets]
+    count = sets[UNION]["num_queries"]
+    return {"columns": columns, "num_queries": count, "rows": rows, "tests": tests}
+
+
+def _of_set(part: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Of one method: its mean, and its share of pooled quality where it is held against that."""
+    row, held = part["methods"][name], part["ratios"].get(name)
+    of_pooled = (
+        f"{figure(held['ratio'])} of {held['pooled']}, {interval_in_words(held['ratio_interval'])}"
+        if held
+        else ""
+    )
+    return {
+        "text": figure(row["mean"]),
+        "note": interval_in_words(row["interval"]),
+        "held": of_pooled,
+    }
+
+
+def judged_in_words(sets: Mapping[str, Any], name: str) -> str:
+    """Which share of the ten best products of a method anybody judged."""
+    return percent(sets[UNION]["methods"][name][JUDGED])
 
 
 def _training(equal: Mapping[str, Any]) -> dict[str, Any]:

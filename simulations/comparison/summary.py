@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from shared.randomization import paired_randomization_test
-from simulations.comparison.measure import SETS, TEST
+from simulations.comparison.measure import SETS, TEST, UNION, UNION_SETS
 from simulations.comparison.spec import HELD, Experiment, MethodSpec
 from simulations.comparison.statistics import (
     LEVEL,
@@ -28,6 +28,7 @@ from simulations.comparison.statistics import (
     text_means,
     verdicts,
 )
+from simulations.table import JUDGED
 
 NDCG: Final = "ndcg@10"
 REACHED: Final = 0.95  # of pooled quality
@@ -68,7 +69,8 @@ def _summarize_data(
     scores: pl.DataFrame,
     facts: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    strata = strata_of(scores.filter(pl.col("set") == TEST), names)
+    tests = scores.filter(pl.col("set") == TEST)
+    strata = strata_of(tests, names)
     draws = bootstrap_means(strata, seed=_SEED)
     at = {name: number for number, name in enumerate(names)}
     means = mean_scores(strata)
@@ -80,7 +82,7 @@ def _summarize_data(
             name: {
                 "mean": float(means[at[name]]),
                 "interval": list(interval(draws[:, at[name]])),
-                "by_seed": _by_seed(scores, name),
+                "by_seed": _by_seed(tests, name),
                 "worst": _worst(experiment, regions, name),
                 "other_metrics": _other_metrics(scores, name),
             }
@@ -92,7 +94,8 @@ def _summarize_data(
             method.name: _held_against(experiment, method, scores, means, draws, at, facts)
             for method in federated
         },
-        "tests": _tests(experiment, names, strata),
+        "tests": _tests(pairs_of(experiment), names, strata),
+        "union": _union(experiment, names, scores),
         "equal_training": _equal_training(experiment, facts),
     }
 
@@ -134,7 +137,8 @@ def _set_means(scores: pl.DataFrame, names: Sequence[str], which: str) -> dict[s
 
 
 def _by_seed(scores: pl.DataFrame, name: str) -> dict[str, float]:
-    part = scores.filter((pl.col("set") == TEST) & (pl.col("method") == name))
+    """Means of one set, over queries, then regions."""
+    part = scores.filter(pl.col("method") == name)
     regions = part.group_by("seed", "region").agg(pl.col(NDCG).mean())
     means = regions.group_by("seed").agg(pl.col(NDCG).mean()).sort("seed")
     return {str(seed): float(mean) for seed, mean in means.rows()}
@@ -233,15 +237,11 @@ def _held_against(
 ) -> dict[str, Any]:
     """A federated method, personalized or not, beside pooling and beside each region alone."""
     pooled, alone = experiment.pooled_of(method), experiment.alone_of(method)
-    mine = at[method.name]
+    mine, tests = at[method.name], scores.filter(pl.col("set") == TEST)
     row: dict[str, Any] = {"pooled": pooled, "alone": alone}
     if pooled is not None:
-        top = at[pooled]
-        row["ratio"] = float(means[mine] / means[top]) if means[top] > 0 else None
-        row["ratio_interval"] = (
-            list(interval(draws[:, mine] / draws[:, top])) if np.all(draws[:, top] > 0) else None
-        )
-        row["reached"] = _reached(method.name, _by_seed(scores, pooled), facts)
+        row |= _ratio(means, draws, mine, at[pooled])
+        row["reached"] = _reached(method.name, _by_seed(tests, pooled), facts)
     if pooled is not None and alone is not None:
         low, top = at[alone], at[pooled]
         found = gap_interval(draws[:, low], draws[:, mine], draws[:, top])
@@ -264,6 +264,62 @@ def _reached(
             sent = None if first is None else sum(mine["bytes"][: first + 1])
             rows.append({"seed": world["seed"], "target": target, "round": first, "bytes": sent})
     return rows
+
+
+# -- human judgments -------------------------------------------------------------------------------
+
+
+def _union(
+    experiment: Experiment, names: Sequence[str], scores: pl.DataFrame
+) -> dict[str, dict[str, Any]] | None:
+    """By set: methods with one encoder for all regions over all catalogs; None without judgments.
+
+    The judged queries are the same under every seed, so a query is drawn with all of them.
+    """
+    found = {which: scores.filter(pl.col("set") == which) for which in UNION_SETS}
+    mine = [name for name in names if name in found[UNION]["method"].unique()]
+    if not mine:
+        return None
+    return {which: _judged(experiment, mine, part) for which, part in found.items()}
+
+
+def _judged(experiment: Experiment, names: Sequence[str], scores: pl.DataFrame) -> dict[str, Any]:
+    strata = strata_of(scores, names)
+    means, draws = mean_scores(strata), bootstrap_means(strata, seed=_SEED)
+    judged = dict(scores.group_by("method").agg(pl.col(JUDGED).mean()).iter_rows())
+    at = {name: number for number, name in enumerate(names)}
+    pairs = [(a, b) for a, b in pairs_of(experiment) if a in at and b in at]
+    return {
+        "num_queries": len(text_means(strata)),
+        "methods": {
+            name: {
+                "mean": float(means[column]),
+                "interval": list(interval(draws[:, column])),
+                "by_seed": _by_seed(scores, name),
+                JUDGED: judged[name],
+            }
+            for name, column in at.items()
+        },
+        "ratios": {
+            method.name: _ratio(means, draws, at[method.name], at[pooled]) | {"pooled": pooled}
+            for method in experiment.method
+            if method.kind in HELD
+            and method.name in at
+            and (pooled := experiment.pooled_of(method)) in at
+        },
+        "tests": _tests(pairs, names, strata),
+    }
+
+
+def _ratio(
+    means: NDArray[np.float64], draws: NDArray[np.float64], mine: int, top: int
+) -> dict[str, Any]:
+    """Of pooled quality; without an interval where a draw leaves the pool nothing."""
+    sure = bool(np.all(draws[:, top] > 0))
+    return {
+        "ratio": float(means[mine] / means[top]) if means[top] > 0 else None,
+        "ratio_interval": list(interval(draws[:, mine] / draws[:, top])) if sure else None,
+    }
 
 
 # -- tests -----------------------------------------------------------------------------------------
@@ -289,11 +345,11 @@ def pairs_of(experiment: Experiment) -> list[tuple[str, str]]:
 
 
 def _tests(
-    experiment: Experiment, names: Sequence[str], strata: Sequence[Stratum]
+    pairs: Sequence[tuple[str, str]], names: Sequence[str], strata: Sequence[Stratum]
 ) -> list[dict[str, Any]]:
     means, at = text_means(strata), {name: number for number, name in enumerate(names)}
     rows = []
-    for a, b in pairs_of(experiment):
+    for a, b in pairs:
         first, second = means[:, at[a]], means[:, at[b]]
         rows.append(
             {
@@ -310,6 +366,13 @@ def _tests(
 def _correct(tables: Sequence[dict[str, Any]]) -> None:
     """Holm over all tests of the experiment, since a reader sees them all."""
     tests = [test for table in tables for test in table["tests"]]
+    tests += [
+        test
+        for table in tables
+        if table["union"]
+        for part in table["union"].values()
+        for test in part["tests"]
+    ]
     for test, adjusted in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["p_holm"] = adjusted
         test["rarely_luck"] = adjusted <= LEVEL

@@ -5,9 +5,12 @@ from typing import Any
 
 from rich.table import Table
 
+from simulations.comparison.measure import UNION
 from simulations.comparison.page import (
+    UNION_WORDS,
     gap_note,
     interval_in_words,
+    judged_in_words,
     p_in_words,
     reached_in_words,
 )
@@ -22,10 +25,12 @@ _SHORT = {  # of the page's words; "trained" and "new" are queries, "log" and "c
 
 
 def tables_of(result: Mapping[str, Any]) -> Iterator[Table]:
-    """Two tables a data set, each with a row a method and narrow enough for 80 columns."""
+    """Two tables a data set, a third where people judged; a row a method, within 80 columns."""
     for table in result["tables"]:
         yield _test_queries(table)
         yield _four_sets(table)
+        if table["union"]:
+            yield _judged(table["union"])
 
 
 def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
@@ -35,11 +40,9 @@ def lines_of(result: Mapping[str, Any]) -> Iterator[str]:
         for name, row in table["federated"].items():
             yield from _held(name, row)
         for test in table["tests"]:
-            yield (
-                f"  {test['a']} against {test['b']}: {test['difference']:+.3f}, "
-                f"p {p_in_words(test['p'])}, corrected {p_in_words(test['p_holm'])}"
-            )
+            yield f"  {_test(test)}"
         yield from _claims(table)
+        yield from _of_union(table["union"] or {})
         if not table["equal_training"]["equal"]:
             yield "  trained methods were not shown the same number of examples; see report.html"
 
@@ -59,6 +62,34 @@ def _four_sets(table: Mapping[str, Any]) -> Table:
         cells = [table["sets"][which]["methods"].get(name) for which in _SHORT]
         found.add_row(name, *(figure(cell and cell["mean"]) for cell in cells))
     return found
+
+
+def _judged(sets: Mapping[str, Any]) -> Table:
+    first, headings = "nDCG@10, human judgments", ("all", "judged", "of its ten best judged")
+    found = _headed("all catalogs in one index", first, headings)
+    for name in sets[UNION]["methods"]:
+        means = [figure(part["methods"][name]["mean"]) for part in sets.values()]
+        found.add_row(name, *means, judged_in_words(sets, name))
+    return found
+
+
+def _of_union(sets: Mapping[str, Any]) -> Iterator[str]:
+    for which, part in sets.items():
+        where = f"  human judgments, {UNION_WORDS[which]}:"
+        for name, row in part["ratios"].items():
+            yield (
+                f"{where} {name} / {row['pooled']}: {figure(row['ratio'])} "
+                f"({interval_in_words(row['ratio_interval'])})"
+            )
+        for test in part["tests"]:
+            yield f"{where} {_test(test)}"
+
+
+def _test(test: Mapping[str, Any]) -> str:
+    return (
+        f"{test['a']} against {test['b']}: {test['difference']:+.3f}, "
+        f"p {p_in_words(test['p'])}, corrected {p_in_words(test['p_holm'])}"
+    )
 
 
 def _headed(title: str, first: str, headings: tuple[str, ...]) -> Table:

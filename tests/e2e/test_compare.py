@@ -1,12 +1,13 @@
 """`fedshelf compare` on real tiny worlds: methods as in `simulate`, and nothing done twice."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-from small_world import Call, Stops, prepare_run, quiet
+from small_world import Call, Stops, options, prepare_run, quiet, write_icecat
 
 from client.worker import get_worker
 from simulations.comparison.experiment import compare
@@ -14,6 +15,7 @@ from simulations.comparison.measure import QUADRANTS, SETS
 from simulations.comparison.spec import Experiment
 from simulations.comparison.trainings import adapter_digest
 from simulations.queries import is_cold
+from simulations.run import Options, simulate
 
 TINY = Path(__file__).parents[2] / "simulations" / "experiments" / "tiny.toml"
 
@@ -157,6 +159,29 @@ def test_a_region_adapts_as_its_own_worker_does(fashion: Path, tmp_path: Path) -
     assert {name: adapter_digest(one) for name, one in again.items()} == {
         name: adapter_digest(one) for name, one in made.items()
     }
+
+
+# -- human judgments -------------------------------------------------------------------------------
+
+
+def test_human_judgments_score_as_in_simulate(tmp_path: Path) -> None:
+    icecat = write_icecat(tmp_path / "icecat")
+    simulated = simulate(
+        Options(**asdict(options(icecat)) | {"data": f"icecat:{icecat}"}), tmp_path / "run", quiet()
+    )
+    kinds = ("bm25", "zero_shot", "federated", "centralized")
+    methods = [{"name": kind, "kind": kind} for kind in kinds]
+    methods += [LOCAL, {"name": "hybrid", "kind": "hybrid", "of": "federated"}]
+    what = {"name": "judged", "seeds": [7], "rounds": 2, "preset": "tiny", "curves": False}
+    data = [{"source": "icecat", "regions": 2}]
+    asked = Experiment.model_validate({"experiment": what, "data": data, "method": methods})
+    (table,) = compare(asked, tmp_path / "out", {"icecat": icecat}, quiet())["tables"]
+    assert table["union"]["union"]["methods"].keys() == {*kinds, "hybrid"}
+    for which, metric in (("union", "ndcg@10"), ("union_judged", "ndcg@10_judged")):
+        for name, row in table["union"][which]["methods"].items():
+            expected = simulated["union"][name]
+            assert row["mean"] == pytest.approx(expected[metric], abs=1e-9), (name, metric)
+            assert row["judged@10"] == pytest.approx(expected["judged@10"]), name
 
 
 # -- nothing twice ---------------------------------------------------------------------------------

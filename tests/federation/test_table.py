@@ -23,20 +23,17 @@ from simulations.table import (
     NDCG,
     NDCG_JUDGED,
     ROWS,
-    UNION_ROWS,
     Comparison,
     RegionTable,
     TestSet,
-    UnionTable,
     compare_methods,
     judgments,
     mean_dense_weight,
     random_rows,
     region_table,
-    rrf_rows,
     summarize,
-    union_table,
 )
+from simulations.union import UNION_ROWS, Union, rrf_rows, union_table
 
 TestSet.__test__ = False  # type: ignore[attr-defined]  # a class of ours, no test
 
@@ -203,7 +200,7 @@ def test_all_weight_on_the_encoder_is_the_encoder_alone(
 ) -> None:
     """The law holds for any judgments, so the region's own stand for human ones."""
     judged = read_qrels(region.region)
-    union = union_table([region], judged, adapters, dense_weight=1.0, seed=7)
+    union = union_table(Union.of([region], judged), adapters, dense_weight=1.0, seed=7)
     for mix, alone in (("hybrid", "federated"), ("hybrid_zero_shot", "zero_shot")):
         for metric, scores in union.scores[mix].items():
             np.testing.assert_allclose(scores, union.scores[alone][metric], atol=1e-9)
@@ -213,7 +210,7 @@ def test_no_weight_on_the_encoder_is_the_words_and_then_what_they_miss(
     region: Worker, adapters: dict[str, Adapter]
 ) -> None:
     judged = read_qrels(region.region)
-    union = union_table([region], judged, adapters, dense_weight=0.0, seed=7)
+    union = union_table(Union.of([region], judged), adapters, dense_weight=0.0, seed=7)
     words = union.scores["bm25"][NDCG]
     assert words.any()
     for mix in ("hybrid", "hybrid_zero_shot"):
@@ -244,7 +241,7 @@ def test_the_union_of_one_region_is_that_region(
 ) -> None:
     judged, table = read_qrels(region.region), region_table(region, adapters, seed=7)
     weight = mean_dense_weight([table])
-    union = union_table([region], judged, adapters, dense_weight=weight, seed=7)
+    union = union_table(Union.of([region], judged), adapters, dense_weight=weight, seed=7)
     assert tuple(union.rows) == tuple(union.scores) == UNION_ROWS
     for name in ("zero_shot", "federated", "bm25", "hybrid"):
         expected = table.rows[name][NDCG]
@@ -260,7 +257,7 @@ def test_the_union_counts_judged_products_by_hand(
     """One query, one relevant product: wherever it ranks, nDCG over judged ones alone is 1."""
     ids, titles = region.region.catalog["product_id"], region.region.catalog["title"]
     judged = qrels((titles[4], ids[4], 3))
-    union = union_table([region], judged, adapters, dense_weight=0.5, seed=7).rows
+    union = union_table(Union.of([region], judged), adapters, dense_weight=0.5, seed=7).rows
     for row in union.values():
         assert row["ndcg@10_judged"] in (1.0, 0.0)  # 0 for BM25 if it does not find it at all
         place = 0 if row["ndcg@10"] == 0 else round(2 ** (1 / row["ndcg@10"]) - 1)
@@ -273,7 +270,7 @@ def test_the_union_spans_all_catalogs(whole: Path, adapters: dict[str, Adapter])
     workers = [get_worker(whole / "regions" / name) for name in ("north", "south")]
     last = workers[1].region.catalog.row(-1, named=True)
     judged = qrels((last["title"], last["product_id"], 3))
-    union = union_table(workers, judged, adapters, dense_weight=0.0, seed=7)
+    union = union_table(Union.of(workers, judged), adapters, dense_weight=0.0, seed=7)
     for name in ("bm25", "hybrid"):
         assert union.rows[name] == {"ndcg@10": 1.0, "ndcg@10_judged": 1.0, "judged@10": 0.1}
 
@@ -339,7 +336,7 @@ def test_human_judgments_are_compared_over_all_and_over_judged_products(region: 
     scores = {name: {NDCG: worse, NDCG_JUDGED: worse} for name in UNION_ROWS}
     scores["hybrid"] = {NDCG: better, NDCG_JUDGED: worse}
     scores["federated"] = {NDCG: worse, NDCG_JUDGED: better}
-    found = compare_methods([], UnionTable(scores, {}), seed=7)
+    found = compare_methods([], scores, seed=7)
     assert [(one.a, one.b, one.metric, one.difference, one.p) for one in found] == [
         ("hybrid", "bm25", NDCG, pytest.approx(1 / 3), 0.25),  # 2 of 8 swaps
         ("hybrid", "bm25", NDCG_JUDGED, 0.0, 1.0),

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.comparison.measure import score_set, without
+from shared.metrics import ndcg_at_k, ndcg_judged_at_k
+from simulations.comparison.measure import (
+    SCORE_SCHEMA,
+    judged_only,
+    score_set,
+    union_scores,
+    without,
+)
+from simulations.table import TestSet
+
+TestSet.__test__ = False  # a class of ours, no test
 
 
 def qrel(**grades):
@@ -75,3 +85,41 @@ def test_answers_far_down_are_reached_when_those_of_the_other_kind_are_out():
     cold = np.array([False] * 12 + [True])
     ranked, relevant = np.arange(13)[None], (np.arange(13), np.full(13, 1))
     assert score_set(["q"], ranked, [relevant], cold)["mrr@10"][0] == 1.0
+
+
+# -- human judgments -------------------------------------------------------------------------------
+
+
+def test_judged_queries_are_scored_over_all_products_and_over_judged_ones_by_hand():
+    # Rows 7 and 8 are judged; 7 answers. It stands behind two that nobody judged and behind 8.
+    tests = TestSet(["q"], [qrel(r7=3, r8=0)])
+    table = union_scores(tests, np.array([[1, 2, 8, 7, 3, -1]]))
+    assert dict(table.schema) == SCORE_SCHEMA
+    assert table.select("region", "set", "query").rows() == [
+        ("union", "union", "q"),
+        ("union", "union_judged", "q"),
+    ]
+    assert table["mrr@10"].to_list() == [1 / 4, 1 / 2]
+    assert table["ndcg@10"].to_list() == pytest.approx([1 / math.log2(5), 1 / math.log2(3)])
+    assert table["judged@10"].to_list() == pytest.approx([2 / 5, 2 / 5])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.permutations(range(30)), st.dictionaries(st.integers(0, 29), st.integers(0, 3))
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_both_sets_have_the_figures_of_a_run(cases):
+    """Those of `fedshelf simulate`, which takes them from the metrics themselves."""
+    cases = [(rows, {**grades, rows[0]: 1}) for rows, grades in cases]  # something is relevant
+    ranked = np.array([rows for rows, _ in cases])
+    qrels = [qrel(**{f"r{row}": grade for row, grade in grades.items()}) for _, grades in cases]
+    table = union_scores(TestSet([f"q{number:03}" for number in range(len(cases))], qrels), ranked)
+    expected = [*ndcg_at_k(ranked, qrels, k=10), *ndcg_judged_at_k(ranked, qrels, k=10)]
+    assert table["ndcg@10"].to_list() == pytest.approx(expected)
+    for line, rows, (judged, _) in zip(judged_only(ranked, qrels), ranked, qrels, strict=True):
+        assert line[line >= 0].tolist() == [row for row in rows if row in judged]

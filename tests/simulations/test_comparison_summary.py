@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 
 from simulations.comparison.measure import SCORE_SCHEMA, SETS
-from simulations.comparison.page import render_page
+from simulations.comparison.page import _method, render_page
 from simulations.comparison.spec import Experiment
+from simulations.comparison.statistics import holm
 from simulations.comparison.summary import pairs_of, strata_of, summarize_experiment
 from simulations.comparison.terminal import lines_of, tables_of
 
@@ -198,6 +199,87 @@ def test_equal_texts_have_one_number_in_every_region_and_seed() -> None:
     ]
 
 
+# -- human judgments -------------------------------------------------------------------------------
+
+SHARED = ("words", "base", "fed", "mix", "pool")  # one encoder for all regions, or none
+
+
+def with_judgments(scores: pl.DataFrame) -> pl.DataFrame:
+    """Twenty judged queries under both seeds; over judged products all methods find more."""
+    made = [
+        scores.filter((pl.col("set") == "test") & (pl.col("region") == "south"))
+        .filter(pl.col("method").is_in(SHARED))
+        .with_columns(pl.col("ndcg@10") + more, pl.lit(0.25).alias("judged@10"))
+        .with_columns(region=pl.lit("union"), set=pl.lit(which))
+        for which, more in (("union", 0.0), ("union_judged", 0.1))
+    ]
+    return pl.concat([scores, *made])
+
+
+@pytest.fixture(scope="module")
+def judged() -> dict[str, Any]:
+    scores = with_judgments(make_scores(LEVELS, sizes={"north": 60, "south": 20}))
+    found = summarize_experiment(experiment(), scores, facts())
+    return found | {"command": "", "made_by": {"code": "", "libraries": {}}}
+
+
+def test_human_judgments_have_figures_of_their_own(judged: dict[str, Any]) -> None:
+    union = judged["tables"][0]["union"]
+    for which, more in (("union", 0.0), ("union_judged", 0.1)):
+        part = union[which]
+        assert part["num_queries"] == 20
+        assert tuple(part["methods"]) == SHARED  # none of `alone`
+        for name, row in part["methods"].items():
+            assert row["mean"] == pytest.approx(LEVELS[name] + more, abs=0.002)
+            assert row["interval"][0] < row["mean"] < row["interval"][1]
+            assert row["by_seed"].keys() == {"7", "8"}
+            assert row["judged@10"] == 0.25
+        assert part["ratios"].keys() == {"fed"}
+        ratio = part["ratios"]["fed"]
+        assert (ratio["pooled"], ratio["ratio"]) == (
+            "pool",
+            pytest.approx((0.7 + more) / (0.8 + more), abs=0.005),
+        )
+        assert ratio["ratio_interval"][0] < ratio["ratio"] < ratio["ratio_interval"][1]
+        assert [(test["a"], test["b"]) for test in part["tests"]] == [
+            ("fed", "pool"),
+            ("fed", "base"),
+            ("mix", "words"),
+            ("mix", "fed"),
+        ]
+
+
+def test_judged_queries_change_nothing_of_the_regions(
+    judged: dict[str, Any], result: dict[str, Any]
+) -> None:
+    (with_them,), (without,) = judged["tables"], result["tables"]
+    assert without["union"] is None
+    for key in ("methods", "sets", "regions", "num_queries", "federated"):
+        assert with_them[key] == without[key]
+
+
+def test_their_tests_are_corrected_with_all_others(judged: dict[str, Any]) -> None:
+    (table,) = judged["tables"]
+    tests = [*table["tests"], *(t for part in table["union"].values() for t in part["tests"])]
+    assert len(tests) == 5 + 2 * 4
+    adjusted = holm([test["p"] for test in tests])
+    assert [test["p_holm"] for test in tests] == adjusted
+
+
+def test_page_and_terminal_show_human_judgments(
+    judged: dict[str, Any], result: dict[str, Any]
+) -> None:
+    page, told = render_page(judged), "\n".join(lines_of(judged))
+    for words in ("Human judgments", "judged products alone", "0.875 of pool", "25%"):
+        assert words in page
+    assert "Human judgments" not in render_page(result)
+    assert "human judgments, all products: fed / pool: 0.875" in told
+    assert "human judgments, judged products alone: mix against words: +0.32" in told
+    (*_, table) = tables_of(judged)
+    assert list(table.columns[0].cells) == list(SHARED)
+    assert next(iter(table.columns[2].cells)) == "0.500"
+
+
 # -- page and terminal -----------------------------------------------------------------------------
 
 
@@ -218,6 +300,17 @@ def test_the_page_escapes_what_it_is_given(result: dict[str, Any]) -> None:
     page = render_page(result | {"command": "fedshelf <script>"})
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_the_page_says_what_methods_are_made_of() -> None:
+    own = {"name": "own", "kind": "personalized", "of": "fed", "set": {}}
+    mix = {"name": "mix", "kind": "hybrid", "of": "fed", "set": {}}
+    slow = {"name": "slow", "kind": "federated", "of": None, "set": {"learning-rate": 0.1}}
+    assert [_method(one)["what"] for one in (own, mix, slow)] == [
+        "fed, adapted by each region",
+        "BM25 and fed",
+        "learning-rate = 0.1",
+    ]
 
 
 def test_a_page_without_any_federated_method() -> None:
