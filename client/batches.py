@@ -80,10 +80,11 @@ def make_batch(
 def positives_among(
     examples: Examples, queries: NDArray[np.int64], products: NDArray[np.int64]
 ) -> Tensor:
-    """Which of these products (V,) were ever clicked for which of these queries (U,), (U, V)."""
+    """Which of these products (V,) were ever clicked for which of these queries (U,), (U, V).
+
+    There is a click at least: without any there is no example, and so nothing to ask about.
+    """
     keys, known = queries[:, None] * examples.num_products + products[None, :], examples.positives
-    if len(known) == 0:
-        return torch.zeros(keys.shape, dtype=torch.bool)
     nearest = known[np.searchsorted(known[:-1], keys)]  # np.isin would look at all of them anew
     return torch.from_numpy(nearest == keys)
 

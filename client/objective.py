@@ -6,7 +6,6 @@ kept activations, and their weights, from the federation's knobs.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -145,8 +144,7 @@ class Objective:
 
     def loss(self, batch: Batch, known: Batch | None) -> Tensor:
         """The loss of a step, nats, shape (), with its graph."""
-        encode = self._encodings(batch, known)
-        return self._joint({name: part() for name, part in encode.items()}, batch, known)[0]
+        return self._joint(self._encoded(self._wanted(batch, known)), batch, known)[0]
 
     def backward(self, batch: Batch, known: Batch | None) -> Tensor:
         """Add a step's gradient to the adapter's, and remember its products.
@@ -154,18 +152,17 @@ class Objective:
         Returns:
             The loss, nats, shape (), without a graph.
         """
-        encode = self._encodings(batch, known)
+        wanted = self._wanted(batch, known)
         if self._config.chunk_size > 0:
-            loss, product = self._backward_by_chunks(encode, batch, known)
+            loss, product = self._backward_by_chunks(wanted, batch, known)
         else:
-            vectors = {name: part() for name, part in encode.items()}
-            loss, product = self._joint(vectors, batch, known)
+            loss, product = self._joint(self._encoded(wanted), batch, known)
             loss.backward(inputs=self._trained)  # type: ignore[no-untyped-call]
         self._recent.push(batch.product_rows, product)
         return loss.detach()
 
     def _backward_by_chunks(
-        self, encode: Mapping[str, "_Encoding"], batch: Batch, known: Batch | None
+        self, wanted: Mapping[str, "_Rows"], batch: Batch, known: Batch | None
     ) -> tuple[Tensor, Tensor]:
         """The same gradient with the memory of one chunk (GradCache, arXiv:2101.06983).
 
@@ -174,36 +171,51 @@ class Objective:
         """
         size = self._config.chunk_size
         with torch.no_grad():
-            made = {k: torch.cat([c() for c in part.chunks(size)]) for k, part in encode.items()}
+            made = {k: torch.cat([*map(self._alone, v.chunks(size))]) for k, v in wanted.items()}
         vectors = {name: tensor.requires_grad_() for name, tensor in made.items()}
         loss, product = self._joint(vectors, batch, known)
-        wanted = [*vectors.values(), *self._trained]
-        loss.backward(inputs=wanted)  # type: ignore[no-untyped-call]
-        for name, part in encode.items():
+        inputs = [*vectors.values(), *self._trained]
+        loss.backward(inputs=inputs)  # type: ignore[no-untyped-call]
+        for name, part in wanted.items():
             gradient = vectors[name].grad
             assert gradient is not None  # every vector is in the loss
             for chunk, given in zip(part.chunks(size), torch.split(gradient, size), strict=True):
-                again = chunk()
+                again = self._alone(chunk)
                 if again.requires_grad:  # photos that nobody has are zeros
                     again.backward(given, inputs=self._trained)  # type: ignore[no-untyped-call]
         return loss, product
 
-    def _encodings(self, batch: Batch, known: Batch | None) -> dict[str, "_Encoding"]:
+    def _wanted(self, batch: Batch, known: Batch | None) -> dict[str, "_Rows"]:
         """What a step has to encode."""
-        text, image = self._encoder.text_vectors, self._encoder.image_vectors
-        encode = {
-            _QUERY: _Encoding(partial(text, self._queries), batch.query_rows),
-            _TEXT: _Encoding(partial(text, self._texts), batch.product_rows),
-            _IMAGE: _Encoding(partial(image, self._images), batch.product_rows),
+        wanted = {
+            _QUERY: _Rows(self._queries, batch.query_rows),
+            _TEXT: _Rows(self._texts, batch.product_rows),
+            _IMAGE: _Rows(self._images, batch.product_rows),
         }
         if known is not None:
-            encode[_ASKED] = _Encoding(partial(text, self._data.known_queries), known.query_rows)
-            answers = self._data.known_texts
-            encode[_ANSWER] = _Encoding(partial(text, answers), known.product_rows)
+            wanted[_ASKED] = _Rows(self._data.known_queries, known.query_rows)
+            wanted[_ANSWER] = _Rows(self._data.known_texts, known.product_rows)
         if (public := self._data.public) and len(batch.public_rows) > 0:
-            encode[_PUBLIC_TEXT] = _Encoding(partial(text, public.texts), batch.public_rows)
-            encode[_PUBLIC_IMAGE] = _Encoding(partial(image, public.images), batch.public_rows)
-        return encode
+            wanted[_PUBLIC_TEXT] = _Rows(public.texts, batch.public_rows)
+            wanted[_PUBLIC_IMAGE] = _Rows(public.images, batch.public_rows)
+        return wanted
+
+    def _encoded(self, wanted: Mapping[str, "_Rows"]) -> dict[str, Tensor]:
+        """Vectors (B, D) of each; all texts together, since small passes cost more than rows."""
+        texts = {
+            name: (part.kept, part.rows)
+            for name, part in wanted.items()
+            if isinstance(part.kept, TextPrefixes | TextViews)
+        }
+        others = {name: self._alone(wanted[name]) for name in wanted if name not in texts}
+        vectors = self._encoder.text_vectors_of(list(texts.values()))
+        return {**dict(zip(texts, vectors, strict=True)), **others}
+
+    def _alone(self, part: "_Rows") -> Tensor:
+        """Vectors (B, D) of one."""
+        if isinstance(part.kept, TextPrefixes | TextViews):
+            return self._encoder.text_vectors(part.kept, part.rows)
+        return self._encoder.image_vectors(part.kept, part.rows)
 
     def _joint(
         self, vectors: Mapping[str, Tensor], batch: Batch, known: Batch | None
@@ -352,20 +364,16 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class _Encoding:
-    """Vectors to be made: of these rows (B,), by this function of rows."""
+class _Rows:
+    """Texts or photos of which vectors are to be made: these rows (B,) of what is kept."""
 
-    encode: Callable[[NDArray[np.int64]], Tensor]
+    kept: TextPrefixes | TextViews | ImagePrefixes | ImageViews
     rows: NDArray[np.int64]
 
-    def __call__(self) -> Tensor:
-        """Vectors (B, D)."""
-        return self.encode(self.rows)
-
-    def chunks(self, size: int) -> list["_Encoding"]:
+    def chunks(self, size: int) -> list["_Rows"]:
         """The same in parts of so many rows."""
         starts = range(0, len(self.rows), size)
-        return [_Encoding(self.encode, self.rows[start : start + size]) for start in starts]
+        return [_Rows(self.kept, self.rows[start : start + size]) for start in starts]
 
 
 def _log_q(examples: Examples, config: TrainConfig) -> tuple[Tensor, Tensor]:

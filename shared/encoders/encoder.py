@@ -295,6 +295,17 @@ class Encoder:
         tokens, lengths = texts.batch(rows)
         return self.text.suffix(tokens.to(self.device), lengths)
 
+    def text_vectors_of(
+        self, parts: Sequence[tuple[TextPrefixes | TextViews, NDArray[np.int64]]]
+    ) -> list[Tensor]:
+        """`text_vectors` of each of several parts, in one pass where the tower does so for free."""
+        if not self.text.mixes_lengths:
+            return [self.text_vectors(texts, rows) for texts, rows in parts]
+        batches = [texts.batch(rows) for texts, rows in parts]
+        tokens, lengths = (torch.cat(part) for part in zip(*batches, strict=True))
+        vectors = self.text.suffix(tokens.to(self.device), lengths)
+        return list(torch.split(vectors, [len(rows) for _, rows in parts]))
+
     def image_vectors(self, images: ImagePrefixes | ImageViews, rows: NDArray[np.int64]) -> Tensor:
         """Unit vectors (B, D) of the kept photos `rows` (B,); zero where there is none."""
         present = torch.from_numpy(images.present[rows]).nonzero().flatten()

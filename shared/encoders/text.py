@@ -88,6 +88,11 @@ class PlainText:
         self._packs = plain and enable_packing(self.model)
         self._blocks = find_blocks(self.model)[1]
 
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether short and long texts share a pass without padding that would not be there."""
+        return self._packs or self.config.pad_to_max
+
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, (B, L) int64 each, L the longest text of the batch."""
         batch = self.tokenizer(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from shared.adapter import Adapter
 from shared.encoders.encoder import (
@@ -242,6 +243,30 @@ def test_encoding_needs_no_gradient_and_leaves_training_alone(
     # The temperature is part of the loss, not of a vector.
     moved = [p for p in encoder.trainable() if p is not encoder.fusion.log_temperature]
     assert all(g.isfinite().all() for g in torch.autograd.grad(fused[0, 0], moved))
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_texts_of_several_kinds_in_one_pass_have_the_vectors_they_have_alone(
+    tmp_path: Path, encoder: Encoder, mixes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tower that would pad short texts to long ones takes each kind by itself."""
+    titles = kept(tmp_path, encoder, ["red leather boots for long winters", "hat"], [None, None])
+    queries = text_prefixes(tmp_path, encoder.text, "base", ["boots", "hat", "red"])
+    parts = [(titles.texts, np.array([1, 0])), (queries, np.array([2, 0, 1]))]
+    passes = []
+    suffix = encoder.text.suffix
+
+    def counted(tokens: Tensor, lengths: Tensor) -> Tensor:
+        passes.append(len(lengths))
+        return suffix(tokens, lengths)
+
+    monkeypatch.setattr(encoder.text, "suffix", counted)
+    monkeypatch.setattr(encoder.text, "_packs", mixes)
+    together = encoder.text_vectors_of(parts)
+    assert passes == ([5] if mixes else [2, 3])
+    for vectors, (texts, rows) in zip(together, parts, strict=True):
+        alone = encoder.text_vectors(texts, rows)
+        torch.testing.assert_close(vectors, alone, rtol=0, atol=1e-6)
 
 
 # -- small things ----------------------------------------------------------------------------------
