@@ -383,7 +383,7 @@ def _config(run: Path, rounds: int, knobs: Sequence[str], seed: int | None) -> F
 
 def _read_spec(run: Path) -> dict[str, Any]:
     path = run / "run.json"
-    if not (run / "world.json").is_file():
+    if not path.is_file():
         raise ConfigError(f'{run}: no run; make it with "fedshelf simulate --out {run}"')
     return dict(json.loads(path.read_text(encoding="utf-8")))
 

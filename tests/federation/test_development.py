@@ -101,6 +101,9 @@ def test_a_bad_knob_is_one_line(options: list[str], said: str, run: Path) -> Non
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    """A world of `fedshelf compare` looks like one."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "world.json").write_text("{}", encoding="utf-8")
     with pytest.raises(SystemExit, match='empty: no run; make it with "fedshelf simulate --out'):
         main([str(tmp_path / "empty")])
 
