@@ -16,7 +16,7 @@ out among the candidates (Bonferroni), so that many candidates are no better tha
 luck. Failing that it is the ensemble, unless the clicks show as surely that it is worse: encoders
 that were trained apart err apart, so their mean is seldom below the better of the two, and held-out
 clicks, which know only what was shown, hardly see it (docs/personalization.md). With too few
-validation queries, or none, it is the release.
+validation queries they choose nothing, and the ensemble is taken as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,16 +64,8 @@ def make_candidates(
         By name, in the order of the module's docstring.
     """
     release = encoder.adapter()
-    config = replace(
-        config,
-        local_epochs=settings.passes,
-        rounds_per_epoch=1,
-        part=0,
-        learning_rate=settings.learning_rate,
-        trained_factors=BOTH,
-        patience=0,
-        decorrelation_weight=0.0,  # there is nobody to share statistics with
-    )
+    passes, rate = settings.passes, settings.learning_rate
+    config = replace(_alike(config), local_epochs=passes, learning_rate=rate)
     candidates = dict[str, Adapter]()
     if encoder.fusion.has_gate:
         tune_gate(encoder, data, config, learning_rate=settings.gate_learning_rate, seed=seed)
@@ -84,10 +76,41 @@ def make_candidates(
     candidates |= {
         f"tuned-{weight:g}": interpolate(release, tuned, weight) for weight in settings.weights
     }
-    if settings.alone_share > 0:
-        train_alone(encoder, data, config, settings, seed=seed, on_step=on_step)
-        candidates[ENSEMBLE] = paired(release, encoder.adapter(), settings.alone_share)
-    return candidates
+    encoder.load_adapter(release)
+    return candidates | make_ensemble(encoder, data, config, settings, seed=seed, on_step=on_step)
+
+
+def make_ensemble(
+    encoder: Encoder,
+    data: TrainingData,
+    config: TrainConfig,
+    settings: PersonalizationConfig,
+    *,
+    seed: Sequence[int],
+    on_step: OnStep | None = None,
+) -> dict[str, Adapter]:
+    """The one candidate that needs no choice; arguments are those of `make_candidates`.
+
+    Returns:
+        It, by its name; nothing where `settings` want none.
+    """
+    if settings.alone_share == 0:
+        return {}
+    release = encoder.adapter()
+    train_alone(encoder, data, _alike(config), settings, seed=seed, on_step=on_step)
+    return {ENSEMBLE: paired(release, encoder.adapter(), settings.alone_share)}
+
+
+def _alike(config: TrainConfig) -> TrainConfig:
+    """How a region trains by itself: whole passes over both factors, and nobody to share with."""
+    return replace(
+        config,
+        rounds_per_epoch=1,
+        part=0,
+        trained_factors=BOTH,
+        patience=0,
+        decorrelation_weight=0.0,
+    )
 
 
 def train_alone(
@@ -188,7 +211,7 @@ def choose(
     Args:
         gains: nDCG@10 of each candidate less that of the release, on validation clicks.
         confidence: that luck makes no candidate win, in (0.5, 1), over all of them.
-        min_queries: with fewer it is the release, >= 2.
+        min_queries: fewer choose nothing: it is the ensemble, if there is one; >= 2.
 
     Returns:
         The candidate's name or `RELEASE`; why, one line; and every candidate's figures.
@@ -197,7 +220,8 @@ def choose(
     single = 1 - (1 - confidence) / max(len(enough), 1)
     measured = tuple(_measured(name, one, confidence=single) for name, one in enough.items())
     if not measured:
-        return RELEASE, f"too few clicks to choose by ({min_queries} queries needed)", ()
+        choice = ENSEMBLE if ENSEMBLE in gains else RELEASE
+        return choice, f"too few clicks to choose by ({min_queries} queries needed)", ()
     surest = [one for one in measured if one.lower_bound > 0]
     unrefuted = [one for one in measured if one.candidate == ENSEMBLE and one.upper_bound >= 0]
     best = max(surest or unrefuted or measured, key=lambda one: one.mean_difference)

@@ -34,7 +34,7 @@ from client.feedback import feedback_of
 from client.known_items import known_items_of
 from client.objective import TrainingData, make_training_data
 from client.personal import RELEASE, Personal, write_personal
-from client.personalization import choose, make_candidates
+from client.personalization import choose, make_candidates, make_ensemble
 from client.public import PublicProducts, open_public, wants_public
 from client.region import Region, open_region, read_clicks
 from client.shelves import region_rules
@@ -484,6 +484,8 @@ class Worker:
             confidence=settings.confidence,
             min_queries=settings.min_queries,
         )
+        if not candidates and self._has_few_examples():
+            reason = f"too few clicks to train on ({settings.min_examples} examples needed)"
         if choice != RELEASE and self._refuted_on_gate(candidates[choice], published):
             choice, reason = RELEASE, f"gate clicks are against {choice}: {reason}"
         chosen = candidates.get(choice, published)
@@ -503,12 +505,12 @@ class Worker:
         return record
 
     def _candidates(self, release: int, config: TrainConfig) -> dict[str, Adapter]:
-        """None where nobody has clicked, or too little could be said of them to choose one."""
+        """Several, or the one that needs no choice where there are too few clicks to choose by."""
         region, settings = self.region, self.region.config.personalization
-        few = len(self.validation.queries) < settings.min_queries
-        if few or len(self._splits[0].weight) == 0:
+        if self._has_few_examples():
             return {}
-        return make_candidates(
+        few = len(self.validation.queries) < settings.min_queries
+        return (make_ensemble if few else make_candidates)(
             self.encoder,
             self.with_public(self.training_data, config),
             config,
@@ -516,6 +518,10 @@ class Worker:
             seed=[release, *region.config.region.encode()],
             on_step=self.on_step,
         )
+
+    def _has_few_examples(self) -> bool:
+        """Whether this region is too small for an adapter of its own."""
+        return len(self._splits[0].weight) < self.region.config.personalization.min_examples
 
     def gains_over(
         self, published: Adapter, candidates: Mapping[str, Adapter]

@@ -15,7 +15,7 @@ from client.clicks import Examples
 from client.known_items import make_known_items
 from client.objective import Objective, TrainingData, make_training_data
 from client.personal import RELEASE
-from client.personalization import ENSEMBLE, GATE, choose, make_candidates, tune_gate
+from client.personalization import ENSEMBLE, GATE, choose, make_candidates, make_ensemble, tune_gate
 from client.training import train
 from shared.adapter import Adapter, parted
 from shared.encoders.encoder import Encoder, ProductPrefixes
@@ -111,6 +111,18 @@ def test_who_wants_no_ensemble_trains_none(
     settings = SETTINGS.model_copy(update={"alone_share": 0.0})
     candidates = make_candidates(encoder, training_data, CONFIG, settings, seed=[1])
     assert list(candidates) == [GATE, "tuned-0.5", "tuned-1"]
+    assert make_ensemble(encoder, training_data, CONFIG, settings, seed=[1]) == {}
+
+
+def test_an_ensemble_is_the_same_with_and_without_other_candidates(
+    encoder: Encoder, training_data: TrainingData, trained: Adapter
+) -> None:
+    whole = made(encoder, training_data, trained)[ENSEMBLE]
+    encoder.load_adapter(trained)
+    config = replace(CONFIG, local_epochs=2, part=1, rounds_per_epoch=3)  # of some federation's
+    (one,) = make_ensemble(encoder, training_data, config, SETTINGS, seed=[1]).values()
+    assert one.keys() == whole.keys()
+    assert all(whole[name].equal(tensor) for name, tensor in one.items())
 
 
 def test_the_same_clicks_make_the_same_candidates(
@@ -147,15 +159,14 @@ def test_an_ensemble_need_only_not_lose() -> None:
     assert chosen(ensemble=gain(-0.01, variance=1.0), a=gain(0.02, variance=1.0)) == ENSEMBLE
     assert chosen(ensemble=gain(0.01, variance=1.0), a=gain(0.02)) == "a"  # which surely wins
     assert chosen(ensemble=gain(0.03), a=gain(0.02)) == ENSEMBLE
-    assert chosen(ensemble=gain(0.03, num_queries=99)) == RELEASE
 
 
-def test_too_few_queries_leave_the_release() -> None:
-    assert chosen(a=gain(0.5, num_queries=99)) == RELEASE
-    choice, reason, measured = choose(
-        {"a": gain(0.5, num_queries=99)}, confidence=0.95, min_queries=100
-    )
-    assert (choice, measured) == (RELEASE, ())
+@pytest.mark.parametrize(("others", "expected"), [((), RELEASE), ((ENSEMBLE,), ENSEMBLE)])
+def test_too_few_queries_choose_nothing(others: tuple[str, ...], expected: str) -> None:
+    """Not what seems to win by far; and an ensemble that seems to lose is not refused by them."""
+    gains = {"a": gain(0.5, num_queries=99)} | {name: gain(-0.5, num_queries=99) for name in others}
+    choice, reason, measured = choose(gains, confidence=0.95, min_queries=100)
+    assert (choice, measured) == (expected, ())
     assert reason == "too few clicks to choose by (100 queries needed)"
 
 

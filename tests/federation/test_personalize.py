@@ -30,6 +30,7 @@ from simulations.table import PERSONALIZED, ROWS, judgments
 
 EAGER: dict[str, Any] = {
     "enabled": True,
+    "min_examples": 1,
     "min_queries": 2,
     "confidence": 0.501,
     "weights": (1.0,),
@@ -130,6 +131,35 @@ def test_with_too_few_queries_nothing_is_trained(
     assert (made.choice, made.measured) == (RELEASE, ())
     assert "too few clicks" in made.reason
     assert not adapter_path(worker.region.state, 1, made.encoder_digest).exists()
+
+
+def test_with_too_few_queries_the_ensemble_alone_is_made_and_taken(
+    run: Path, noisy: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = eager(run, min_queries=10_000, alone_share=0.4, alone_passes=1)
+    monkeypatch.setattr("client.worker.make_candidates", no_training)
+    made = personalized(worker, noisy)
+    assert (made.choice, made.measured) == (ENSEMBLE, ())
+    assert "too few clicks to choose by" in made.reason
+    assert parted(read_personal_adapter(worker.region.state, 1, made.encoder_digest))[2] == (
+        pytest.approx(0.4)
+    )
+
+
+@pytest.mark.parametrize(("more", "choice"), [(0, ENSEMBLE), (1, RELEASE)])
+def test_with_too_few_examples_it_is_the_release(
+    more: int, choice: str, run: Path, noisy: Adapter
+) -> None:
+    number = len(eager(run).examples.weight)
+    few = {"min_queries": 10_000, "alone_share": 0.4, "alone_passes": 1}
+    worker = eager(run, min_examples=number + more, **few)
+    made = personalized(worker, noisy)
+    assert made.choice == choice
+    assert made.reason == (
+        f"too few clicks to train on ({number + 1} examples needed)"
+        if more
+        else "too few clicks to choose by (10000 queries needed)"
+    )
 
 
 def unclicked(log: pl.DataFrame) -> pl.DataFrame:
