@@ -178,7 +178,7 @@ class PersonalizationConfig(_Strict):
     alone_share: float = Field(default=0.4, ge=0, lt=1)
     alone_passes: int = Field(default=8, ge=1, le=100)
     alone_learning_rate: float = Field(default=0.005, gt=0, le=1)  # falls to a tenth of it
-    min_examples: int = Field(default=200, ge=1)  # with fewer it is the release as it is
+    min_examples: int = Field(default=250, ge=1)  # with fewer it is the release as it is
     # With fewer validation queries they choose nothing: it is the ensemble.
     min_queries: int = Field(default=100, ge=2)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)  # of every bound in the choice
