@@ -182,7 +182,7 @@ def _ranker(folder: Path, base: BaseInfo, device: str) -> Encoder:
     It fuses and compares as the defaults say, so that equal shoppers make equal logs whatever is
     chosen, and choices can be held against each other.
     """
-    from client.worker import resident_encoder
+    from client.encoders import resident_encoder
 
     if not base.choices:
         return resident_encoder(folder, device=device, fingerprint=base.fingerprint)

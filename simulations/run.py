@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from client.encoders import resident_encoder
 from client.indexing import build_region_index, load_pulled_release, pull_release
-from client.worker import Worker, forget_workers, resident_encoder
+from client.worker import Worker, forget_workers
 from server.candidate import measured_quality, release_best
 from server.history import History, RoundRecord, by_region
 from server.releases import publish_release

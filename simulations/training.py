@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from client.worker import Worker, get_worker, resident_encoder
+from client.encoders import resident_encoder
+from client.worker import Worker, get_worker
 from server.history import History
 from shared.config import FederationConfig, parse_run_config
 from shared.encoders.encoder import Encoder

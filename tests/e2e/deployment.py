@@ -25,7 +25,8 @@ from typing import Any
 import pytest
 from small_world import prepare_run, run_config, start_headquarters
 
-from client.worker import forget_workers, resident_encoder
+from client.encoders import resident_encoder
+from client.worker import forget_workers
 from server.history import History, RoundRecord
 from server.training import Training
 from shared.adapter import Adapter

@@ -131,7 +131,7 @@ def test_few_validation_queries_adapt_nothing(compared: dict[str, Any]) -> None:
 
 def test_a_region_adapts_as_its_own_worker_does(fashion: Path, tmp_path: Path) -> None:
     """With a choice forced upon it: no tiny region has clicks enough to be sure of one."""
-    from client.worker import resident_encoder
+    from client.encoders import resident_encoder
     from simulations.comparison.personal import personalized_adapters
 
     world, folder = tmp_path / "world", tmp_path / "personalized"
