@@ -308,15 +308,14 @@ def _groups(frame: pl.DataFrame, group_attribute: str | None) -> Rows:
 
 
 def _first_values(attributes: pl.Series, key: str | None) -> list[str | None]:
-    """Each row's first value for a key, normalized; None where it has none, or a blank one."""
+    """Each row's first value for a key that is not blank, normalized; None where it has none."""
     if key is None:
         return [None] * len(attributes)
     named = attributes.alias("pair").to_frame().with_row_index("row").explode("pair")
     named = named.unnest("pair").drop_nulls().filter(pl.col("key") == key)
-    named = named.unique("row", keep="first", maintain_order=True)
     values: list[str | None] = [None] * len(attributes)
     for row, value in zip(named["row"], named["value"], strict=True):
-        values[row] = normal(value) or None
+        values[row] = values[row] or normal(value) or None
     return values
 
 

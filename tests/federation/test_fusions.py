@@ -86,7 +86,7 @@ def prepared(fashion: Path, run: Path, fusion: str, distance: str = "cosine") ->
     prepare(run, world_options(fashion, fusion=fusion, distance=distance), quiet())
     forget_workers()
     region = open_region(run / "regions" / "north")
-    eager = PersonalizationConfig(min_queries=2, passes=1)
+    eager = PersonalizationConfig(min_examples=1, min_queries=2, passes=1)
     config = region.config.model_copy(update={"personalization": eager})
     return Worker(replace(region, config=config))
 

@@ -197,6 +197,17 @@ def test_changes_leave_what_they_would_leave_of_a_dictionary(
     assert np.flatnonzero(changed.eligible(filters)).tolist() == expected
 
 
+def test_a_blank_value_names_no_group() -> None:
+    items = [
+        product("a", attributes=[("Size", " "), ("Size", "Red")]),
+        product("b", attributes=[("Size", "red"), ("Size", "blue")]),
+        product("c", attributes=[("Size", " ")]),
+        product("d"),
+    ]
+    one, other, blank, none = table(items, "Size").group(rows(0, 1, 2, 3)).tolist()
+    assert one == other != blank == none
+
+
 @given(catalogs(), CHANGES, st.integers(0, 5), st.data())
 def test_orders_and_groups_of_a_changed_table_are_those_of_its_products(
     products: list[Product], changes: list[Any], k: int, data: st.DataObject
