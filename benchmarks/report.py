@@ -7,6 +7,7 @@ stand beside them.
 import json
 import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from shared.durable import replace_file
 from shared.errors import ConfigError
 
 DENSE_TARGET: Final = 1.1  # of raw FAISS
-BUSY_LOAD: Final = 0.25  # other processes' load a core above which figures are marked
+BUSY_SHARE: Final = 0.25  # of the cores at work before anything is measured: figures are marked
 _AT_LEAST: Final = ("recall", "times")  # units of which more is better
 _PACKAGES = ("fedshelf", "faiss-cpu", "tantivy", "bm25s", "torch", "transformers", "numpy")
 
@@ -179,7 +180,7 @@ def machine_facts(*, threads: int) -> dict[str, Any]:
         "versions": {name: _version(name) for name in _PACKAGES},
         "torch_threads": threads,
         "load_at_start": _load(),
-        "busy": _load() > BUSY_LOAD * len(os.sched_getaffinity(0)),
+        "busy": share_in_use() > BUSY_SHARE,
     }
 
 
@@ -219,6 +220,29 @@ def _number(value: float | None) -> str:
 def _load() -> float:
     """Processes that want a core, this one among them, over the last minute."""
     return round(os.getloadavg()[0], 2)
+
+
+def share_in_use(*, seconds: float = 1.0, stat: Path = Path("/proc/stat")) -> float:
+    """Share of this process's cores that are at work while it sleeps, in [0, 1].
+
+    The load average would not do: it remembers what ended a minute ago.
+
+    Args:
+        seconds: to look for.
+        stat: the kernel's count of ticks by core.
+    """
+    before = _ticks(stat)
+    time.sleep(seconds)
+    idle, total = (after - first for after, first in zip(_ticks(stat), before, strict=True))
+    return 1 - idle / total if total else 0.0
+
+
+def _ticks(stat: Path) -> tuple[int, int]:
+    """Ticks that this process's cores were idle, and all ticks (proc_stat(5))."""
+    mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    rows = [line.split() for line in stat.read_text(encoding="ascii").splitlines()]
+    counts = [[int(count) for count in row[1:9]] for row in rows if row and row[0] in mine]
+    return sum(row[3] + row[4] for row in counts), sum(map(sum, counts))
 
 
 def _version(name: str) -> str:

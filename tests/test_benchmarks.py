@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +20,7 @@ from benchmarks.corpus import Corpus, between, more_vectors, sized
 from benchmarks.dense import recall_in_depth
 from benchmarks.load import BROKEN, closed_loop, fresh_queries, open_loop
 from benchmarks.million import measure_million
-from benchmarks.report import Figure, Report, table
+from benchmarks.report import Figure, Report, share_in_use, table
 from benchmarks.timing import Spread, in_turns, per_second, quantile_ms, ratio
 from benchmarks.training import measure_training
 from shared.encoders.presets import find_preset, make_base
@@ -271,6 +272,21 @@ def test_the_whole_benchmark_runs_on_a_few_products(
     }
     assert {"cores", "date", "versions", "busy"} <= content["machine"].keys()
     assert content["settings"]["real_products"] == 40
+
+
+@pytest.mark.parametrize(("idle", "share"), [(100, 0.0), (25, 0.75), (0, 1.0)])
+def test_cores_at_work_are_those_that_are_not_idle(
+    idle: int, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat, core = tmp_path / "stat", min(os.sched_getaffinity(0))
+
+    def write(idle: int, work: int) -> None:
+        others = "cpu 9 9 9 9 9 9 9 9 0 0\ncpu99999 9 9 9 9 9 9 9 9 0 0\nintr 5\n"
+        stat.write_text(f"{others}cpu{core} {work} 0 0 {idle} 0 0 0 0 0 0\n", "ascii")
+
+    write(1000, 500)
+    monkeypatch.setattr("time.sleep", lambda _: write(1000 + idle, 600 - idle))
+    assert share_in_use(stat=stat) == share
 
 
 def test_too_few_rounds_are_refused() -> None:
