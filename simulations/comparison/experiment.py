@@ -250,7 +250,7 @@ class _Bench:
             self._progress.bar(f"{region}: test queries")(number, len(workers))
             ranker = self._ranker(method, region)
             tables.append(region_scores(worker, self._queries(worker), ranker))
-        if (union := self._union()) is not None and self._shared(method):
+        if self._shared(method) and (union := self._union()) is not None:
             tables.append(union_scores(union.tests, self._union_rows(union, method, workers)))
         forget_workers(view)
         return pl.concat(tables)
