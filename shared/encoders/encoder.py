@@ -298,7 +298,14 @@ class Encoder:
     def text_vectors_of(
         self, parts: Sequence[tuple[TextPrefixes | TextViews, NDArray[np.int64]]]
     ) -> list[Tensor]:
-        """`text_vectors` of each of several parts, in one pass where the tower does so for free."""
+        """`text_vectors` of several kinds of texts, in one pass where the tower does so for free.
+
+        Args:
+            parts: kept texts, and which rows (B_i,) of them.
+
+        Returns:
+            Unit vectors (B_i, D) of each, in their order.
+        """
         if not self.text.mixes_lengths:
             return [self.text_vectors(texts, rows) for texts, rows in parts]
         batches = [texts.batch(rows) for texts, rows in parts]
