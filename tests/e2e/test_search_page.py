@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,17 @@ def search(page: Any, query: str) -> None:
     page.locator("#query").press("Enter")
     expect(page.get_by_role("heading", level=1)).to_contain_text(query)
     loaded(page)
+
+
+def asks(**wanted: Any) -> Callable[[Any], bool]:
+    """Whether a request is a search with these values."""
+
+    def does(request: Any) -> bool:
+        if not request.url.endswith("/v1/search"):
+            return False
+        return all(request.post_data_json.get(key) == value for key, value in wanted.items())
+
+    return does
 
 
 def titles(page: Any) -> list[str]:
@@ -357,6 +368,33 @@ def test_filters_narrow_and_let_go(browser: Any, shop: Shop, url: str) -> None:
     assert visit.wrong() == []
 
 
+def test_filters_chosen_before_the_answer_add_up(browser: Any, shop: Shop, url: str) -> None:
+    visit = Visit(browser, url)
+    page = visit.page
+    search(page, "boots")
+    page.route("**/v1/search", lambda _: None)  # no answer before there is no such route
+    page.get_by_label("Highest price").fill("130")
+    page.get_by_label("Highest price").press("Enter")
+    page.get_by_role("radio", name="2 and more").check()
+    box = page.get_by_role("checkbox", name="red")
+    box.check()
+    page.get_by_role("button", name="Remove filter Colour: red").click()
+    box.uncheck()  # of a panel that is older than the chip's click
+    page.get_by_role("checkbox", name="Boots").check()
+    filters = {
+        "category": ["Boots"],
+        "price": {"ge": None, "le": 130},
+        "rating": {"ge": 2, "le": None},
+        "in_stock": True,
+    }
+    with page.expect_request(asks(filters=filters)):
+        page.get_by_role("checkbox", name="In stock only").check()
+    page.unroute("**/v1/search")
+    loaded(page)
+    expect(page.get_by_label("Highest price")).to_have_value("130")
+    assert visit.wrong() == []
+
+
 def test_price_bounds_in_the_wrong_order_are_turned(browser: Any, shop: Shop, url: str) -> None:
     visit = Visit(browser, url)
     page = visit.page
@@ -637,6 +675,23 @@ def test_side_by_side_marks_what_moved(browser: Any, shop: Shop, url: str) -> No
     page.get_by_role("button", name="Compare").click()
     expect(page.locator(".card")).to_have_count(24)
     assert shop.events == []  # looking at rankings is no shopping
+    assert visit.wrong() == []
+
+
+def test_ways_chosen_before_the_answers_add_up(browser: Any, shop: Shop, url: str) -> None:
+    visit = Visit(browser, url)
+    page = visit.page
+    search(page, "quiet red jacket")
+    page.get_by_role("button", name="Compare").click()
+    page.locator(".ranking").nth(1).wait_for()
+    page.route("**/v1/search", lambda _: None)  # no answer before there is no such route
+    page.get_by_label("Release").nth(0).select_option("11")
+    page.get_by_label("Ranker").nth(0).select_option("dense")
+    left, right = asks(release=11, ranker="dense"), asks(release=11, ranker="lexical")
+    with page.expect_request(left), page.expect_request(right):
+        page.get_by_label("Ranker").nth(1).select_option("lexical")
+    page.unroute("**/v1/search")
+    loaded(page)
     assert visit.wrong() == []
 
 

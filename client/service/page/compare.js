@@ -29,6 +29,7 @@ export function askBoth(asked, pair, { signal }) {
   })));
 }
 
+/** `onpair` is told how the pair changes: until the next answer the columns show the one before. */
 export function columns({ pair, answers, releases, onpair, onopen }) {
   const ids = answers.map((answer) => (answer?.hits ?? []).map((hit) => hit.product_id));
   const complete = answers.every((answer) => answer?.hits);
@@ -36,7 +37,7 @@ export function columns({ pair, answers, releases, onpair, onopen }) {
   const list = element("div", { class: "columns" }, pair.map((way, at) => column({
     way, answer: answers[at], releases, onopen, name: at ? "right" : "left",
     moved: complete ? moves(ids[at], ids[1 - at]) : null,
-    onway: (changed) => onpair(pair.map((other, place) => (place === at ? changed : other))),
+    onway: (changes) => onpair((now) => now.map((other, place) => (place === at ? { ...other, ...changes } : other))),
   })));
   linkRows(list);
   return element("section", { class: "compare", "aria-labelledby": "compare-title" },
@@ -50,9 +51,9 @@ function column({ way, answer, releases, moved, onway, onopen, name }) {
   return element("section", { class: "column", "aria-label": say(name) },
     element("div", { class: "ways" },
       choice(`${name}-release`, "which_release", releases.map((release, at) => [release, releaseName(release, at === 0)]),
-        way.release ?? releases[0], (value) => onway({ ...way, release: Number(value) })),
+        way.release ?? releases[0], (value) => onway({ release: Number(value) })),
       choice(`${name}-ranker`, "which_ranker", RANKERS.map((ranker) => [ranker, say(ranker)]),
-        way.ranker, (ranker) => onway({ ...way, ranker }))),
+        way.ranker, (ranker) => onway({ ranker }))),
     body(answer, moved, (hit) => onopen(hit, way)));
 }
 

@@ -32,10 +32,9 @@ function withValues(filters, name, values) {
   return { ...filters, attributes: { ...filters.attributes, [name.slice(ATTRIBUTE.length)]: values } };
 }
 
-export function toggled(filters, name, value) {
-  const values = valuesOf(filters, name);
-  const without = values.filter((one) => one !== value);
-  return withValues(filters, name, without.length < values.length ? without : [...values, value]);
+function withValue(filters, name, value, wanted) {
+  const without = valuesOf(filters, name).filter((one) => one !== value);
+  return withValues(filters, name, wanted ? [...without, value] : without);
 }
 
 /** A facet's name as people read it; an attribute's key is the region's own word. */
@@ -51,7 +50,7 @@ export function active(filters, currency) {
   const listed = [["category", sent.category], ["brand", sent.brand],
     ...Object.entries(sent.attributes ?? {}).map(([key, values]) => [ATTRIBUTE + key, values])];
   const chips = listed.flatMap(([name, values]) => (values ?? []).map((value) => (
-    { name, text: `${nameOf(name)}: ${value}`, without: toggled(filters, name, value) })));
+    { name, text: `${nameOf(name)}: ${value}`, without: withValue(filters, name, value, false) })));
   if (sent.price) chips.push({ name: "price", text: `${nameOf("price")}: ${span(sent.price, currency)}`, without: { ...filters, price: undefined } });
   if (sent.rating) chips.push({ name: "rating", text: `${nameOf("rating")}: ${say("at_least", { n: sent.rating.ge })}`, without: { ...filters, rating: undefined } });
   if (sent.in_stock) chips.push({ name: "in_stock", text: say("in_stock"), without: { ...filters, in_stock: undefined } });
@@ -75,7 +74,11 @@ export function chips(filters, currency, onchange) {
   return drawn;
 }
 
-/** The panel. Every control has a lasting id, so that focus finds its place after a new answer. */
+/**
+ * The panel. Every control has a lasting id, so that focus finds its place after a new answer.
+ * `onchange` is told how filters change, not what they become: until the next answer the panel is
+ * the one drawn before the latest change.
+ */
 export function panel(facets, filters, { currency, onchange }) {
   const draw = { price: priceRange, rating: ratings, in_stock: stock };
   return facets.map((facet) => (draw[facet.name] ?? values)(facet, filters, { currency, onchange })).filter(Boolean);
@@ -100,7 +103,7 @@ function values(facet, filters, { onchange }) {
   const options = facet.values.map(({ value, count, selected }, at) => {
     const drawn = option({
       id: idOf(facet.name, value), checked: selected || chosen.includes(value), text: value, count, lang: locale,
-      onchange: () => onchange(toggled(filters, facet.name, value)),
+      onchange: (event) => onchange((now) => withValue(now, facet.name, value, event.target.checked)),
     });
     drawn.hidden = at >= SHORT && !unfolded.has(facet.name) && !chosen.includes(value);
     return drawn;
@@ -143,7 +146,7 @@ function priceRange(facet, filters, { currency, onchange }) {
   function change() {
     const [low, high] = Array.from(bounds.querySelectorAll("input"), (one) => (one.value === "" ? null : one.valueAsNumber));
     const swapped = low !== null && high !== null && low > high;
-    onchange({ ...filters, price: swapped ? { ge: high, le: low } : { ge: low, le: high } });
+    onchange((now) => ({ ...now, price: swapped ? { ge: high, le: low } : { ge: low, le: high } }));
   }
   const unit = price(0, currency).replace(/[\d.,\s]/g, "");
   const drawn = fieldset("price", bounds);
@@ -157,7 +160,7 @@ function ratings(facet, filters, { onchange }) {
   const choice = (least) => option({
     id: idOf("rating", least ?? "any"), type: "radio", group: "rating", checked: chosen === least,
     text: least === null ? say("any") : say("at_least", { n: least }),
-    onchange: () => onchange({ ...filters, rating: least === null ? undefined : { ge: least, le: null } }),
+    onchange: () => onchange((now) => ({ ...now, rating: least === null ? undefined : { ge: least, le: null } })),
   });
   return fieldset("rating", choice(null), RATINGS.map(choice));
 }
@@ -167,6 +170,6 @@ function stock(facet, filters, { onchange }) {
   if (!yes && !filters.in_stock) return null;
   return fieldset("in_stock", option({
     id: idOf("in_stock", "true"), checked: filters.in_stock === true, text: say("in_stock_only"), count: yes?.count,
-    onchange: (event) => onchange({ ...filters, in_stock: event.target.checked ? true : undefined }),
+    onchange: (event) => onchange((now) => ({ ...now, in_stock: event.target.checked ? true : undefined })),
   }));
 }

@@ -255,7 +255,7 @@ function drawMore(failure = null) {
 
 function drawFacets() {
   const focused = document.activeElement?.closest("#facets") ? document.activeElement.id : null;
-  const onchange = (filters) => go({ filters });
+  const onchange = (change) => go({ filters: change(asked.filters) });
   at("facets").replaceChildren(...panel(answer.facets, asked.filters, { currency: currency(), onchange }));
   if (focused) (at(focused) ?? at("heading")).focus({ preventScroll: true });
   at("close-filters").textContent = say("show_found", { n: answer.total });
@@ -301,7 +301,8 @@ async function drawForYou(signal) {
 function drawColumns(answers) {
   const focused = document.activeElement?.closest(".columns") ? document.activeElement.id : null;
   const drawn = columns({
-    pair: asked.pair, answers, releases: releases.length ? releases : [answer.release], onpair: (pair) => go({ pair }), 
+    pair: asked.pair, answers, releases: releases.length ? releases : [answer.release],
+    onpair: (change) => asked.pair && go({ pair: change(asked.pair) }),
     onopen: (hit, { ranker }) => dialog.show(hit, null, foundBy(ranker)),
   });
   products.replaceChildren(drawn);
