@@ -1,17 +1,19 @@
 """What a federated round costs beside the training in it, and what it sends.
 
-The engine is `local`: Flower's ServerApp and ClientApp in this process. The run is copied, and goes
-on for some rounds in the copy.
+The engine is `local`: Flower's ServerApp and ClientApp, in this process or in several that share
+the regions. The run is copied for each, and the copies go on in turns, a round at a time.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
+from rich.console import Console
 
 from benchmarks.memory import alone
 from benchmarks.report import Report
@@ -22,6 +24,8 @@ from server.history import History
 from shared.records import record_bytes
 from shared.wire import train_reply
 from simulations.engine import run_engine
+from simulations.processes import Processes, processes_for
+from simulations.progress import RunProgress
 
 SECTION: Final = "a round"
 TARGET: Final = 1.05  # of its local training
@@ -30,7 +34,7 @@ SIGLIP_TARGET: Final = 1_000_000.0  # the same, preset siglip2-base
 
 
 def measure_rounds(report: Report, run: Path, scratch: Path, *, rounds: int) -> None:
-    """Time whole rounds and the training and evaluation of each region in them.
+    """Time whole rounds and, in this process, each region's training and evaluation in them.
 
     Args:
         report: figures go there.
@@ -39,26 +43,27 @@ def measure_rounds(report: Report, run: Path, scratch: Path, *, rounds: int) -> 
         rounds: that are timed, after one that is not.
     """
     spent: dict[str, list[float]] = {"train": [], "evaluate": []}
-    copy = Path(
-        shutil.copytree(run, scratch / "run", ignore=shutil.ignore_patterns("headquarters"))
-    )
-    spec = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    before = History(run / "headquarters")
-    History(copy / "headquarters").start(
-        before.adapter(0), base_fingerprint=before.base_fingerprint()
-    )
+    copy, other = (_copied(run, scratch / name) for name in ("alone", "shared"))
+    threads, seed = torch.get_num_threads(), _seed(run)
     forget_workers()
     workers = [get_worker(path.parent) for path in sorted((copy / "regions").glob("*/region.toml"))]
     for worker in workers:
         _time(worker, spent)
-    knobs = {"run-dir": str(copy), "num-rounds": rounds + 1, "seed": spec["seed"], "gate": False}
-    run_engine("local", knobs, num_regions=len(workers))
+    regions = len(workers)
+    number = processes_for(run / "base", device="cpu", threads=threads, regions=regions)
+    quiet = RunProgress(Console(quiet=True))
+    with Processes(number, threads=max(1, threads // number), progress=quiet) as shared:
+        sides = [(copy, None), (other, shared)][: 2 if number > 1 else 1]
+        for turn in range(1, rounds + 2):
+            for where, by in sides[:: 1 if turn % 2 else -1]:
+                go_on(where, turn, seed, regions, by)
     forget_workers()
-    _put_down(report, History(copy / "headquarters"), spent, len(workers))
-    knobs["num-rounds"] = rounds + 2
-    peak = alone(torch.get_num_threads(), go_on, knobs, len(workers)).peak_bytes
-    report.add(SECTION, f"{len(workers)} regions, peak memory", peak, "bytes")
-    adapter = before.adapter(0)
+    took = _put_down(report, History(copy / "headquarters"), spent, regions)
+    if number > 1:
+        _put_down_shared(report, History(other / "headquarters"), took, f"{number} processes")
+    peak = alone(threads, go_on, copy, rounds + 2, seed, regions).peak_bytes
+    report.add(SECTION, f"{regions} regions, peak memory", peak, "bytes")
+    adapter = History(run / "headquarters").adapter(0)
     for encoding in ("float32", "float16", "int8"):
         reply = train_reply(adapter, encoding=encoding, num_examples=1, loss=0.0, seconds=0.0)
         target = UPLINK_TARGET if encoding == "int8" else None
@@ -67,14 +72,33 @@ def measure_rounds(report: Report, run: Path, scratch: Path, *, rounds: int) -> 
     report.add(SECTION, "an update of siglip2-base, int8", siglip, "bytes", target=SIGLIP_TARGET)
 
 
-def go_on(knobs: dict[str, Any], regions: int) -> None:
-    """Run the rounds of a federation that are missing, for their memory.
+def _copied(run: Path, copy: Path) -> Path:
+    """A run before its first round."""
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("headquarters"))
+    before = History(run / "headquarters")
+    start = before.adapter(0), before.base_fingerprint()
+    History(copy / "headquarters").start(start[0], base_fingerprint=start[1])
+    return copy
+
+
+def _seed(run: Path) -> int:
+    return int(json.loads((run / "run.json").read_text(encoding="utf-8"))["seed"])
+
+
+def go_on(
+    run: Path, rounds: int, seed: int, regions: int, processes: Processes | None = None
+) -> None:
+    """Run what is missing of so many rounds of a federation.
 
     Args:
-        knobs: of the run.
+        run: its folder.
+        rounds: in all.
+        seed: of the run.
         regions: how many it has.
+        processes: that share them; None for this process alone.
     """
-    run_engine("local", knobs, num_regions=regions)
+    knobs = {"run-dir": str(run), "num-rounds": rounds, "seed": seed, "gate": False}
+    run_engine("local", knobs, num_regions=regions, processes=processes)
 
 
 def _time(worker: Worker, spent: dict[str, list[float]]) -> None:
@@ -96,18 +120,41 @@ def _timed(call: Callable[..., Any], taken: list[float]) -> Callable[..., Any]:
 
 def _put_down(
     report: Report, history: History, spent: dict[str, list[float]], regions: int
-) -> None:
-    """Round 0 only evaluates and round 1 fills caches: neither counts."""
+) -> list[float]:
+    """Figures of rounds in this process; answers the seconds of local training in each.
+
+    Round 0 only evaluates and round 1 fills caches: neither counts.
+    """
     records = history.rounds()[2:]
-    training, work = [], []
+    trained, evaluated = list[float](), list[float]()
     for record in records:
         first = (record.round - 1) * regions
-        trained = sum(spent["train"][first : first + regions])
-        evaluated = sum(spent["evaluate"][first + regions : first + 2 * regions])
-        training.append(record.seconds / trained)
-        work.append(record.seconds / (trained + evaluated))
-    seconds = Spread.of([record.seconds for record in records])
-    report.add(SECTION, f"{regions} regions", seconds, "s")
-    name = f"{regions} regions, round / its local training"
-    report.add(SECTION, name, Spread.of(training), "ratio", target=TARGET)
-    report.add(SECTION, f"{name} and evaluation", Spread.of(work), "ratio")
+        trained.append(sum(spent["train"][first : first + regions]))
+        evaluated.append(sum(spent["evaluate"][first + regions : first + 2 * regions]))
+    seconds = [record.seconds for record in records]
+    report.add(SECTION, f"{regions} regions, one process", Spread.of(seconds), "s")
+    name = f"{regions} regions, one process, round / its local training"
+    parts = np.array(seconds) / np.array(trained)
+    report.add(SECTION, name, Spread.of(parts), "ratio")
+    parts = np.array(seconds) / (np.array(trained) + np.array(evaluated))
+    report.add(SECTION, f"{name} and evaluation", Spread.of(parts), "ratio")
+    return trained
+
+
+def _put_down_shared(
+    report: Report, history: History, trained: Sequence[float], processes: str
+) -> None:
+    """Figures of rounds in several processes, against local training one region after another.
+
+    Args:
+        report: figures go there.
+        history: of those rounds.
+        trained: seconds of local training in the same rounds in one process.
+        processes: how many, in words.
+    """
+    records = history.rounds()[2:]
+    seconds, name = [record.seconds for record in records], f"{len(records[0].cohort)} regions"
+    report.add(SECTION, f"{name}, {processes}", Spread.of(seconds), "s")
+    parts = np.array(seconds) / np.array(trained)
+    told = f"{name}, {processes}, round / local training one after another"
+    report.add(SECTION, told, Spread.of(parts), "ratio", target=TARGET)

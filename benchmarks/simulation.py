@@ -1,11 +1,11 @@
-"""What simulating many regions costs: in one process, and under Flower's own simulation engine.
+"""What simulating many regions costs: in our processes, and under Flower's own simulation engine.
 
 Both run the same ServerApp and ClientApp on the same regions, with preset `tiny`. Regions are
 small, fifty products and sixty requests, so that it is the simulation that is measured. Every
 measurement is a process of its own, on regions that have kept nothing from the one before; the
 engines take turns.
 
-    python -m benchmarks.simulation RUN ENGINE ROUNDS THREADS
+    python -m benchmarks.simulation RUN ENGINE ROUNDS THREADS PROCESSES
 
 is such a process: it runs a federation and prints what it took.
 """
@@ -24,6 +24,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 import torch
+from rich.console import Console
 
 from benchmarks.memory import peak_bytes
 from benchmarks.report import Report
@@ -34,7 +35,9 @@ from shared.encoders.presets import PRESETS, make_base
 from shared.encoders.public import PublicSlice
 from shared.errors import ConfigError
 from shared.schema import CLICK_COLUMNS, BaseConfig, DataConfig, RegionConfig
-from simulations.engine import ENGINES, run_engine
+from simulations.engine import run_engine
+from simulations.processes import Processes, processes_for
+from simulations.progress import RunProgress
 from simulations.regions import write_catalog, write_clicks, write_region_toml
 
 SECTION: Final = "simulation"
@@ -42,7 +45,7 @@ TARGET: Final = 20.0  # times Flower's engine, at `TARGET_REGIONS`
 TARGET_REGIONS: Final = 256
 PRODUCTS, REQUESTS, SHOWN = 50, 60, 5
 FEDERATION_ROUNDS: Final = 3  # the first fills caches, the others are what a client-round costs
-PEAK: Final = {"local": "peak memory", "flower": "peak memory without Ray's processes"}
+ALONE: Final = "local, one process"
 _TEMPLATES: Final = 64  # distinct regions; more are these again, under other names
 _KINDS: Final = ("boot", "shoe", "lamp", "coat", "phone", "dress", "shirt", "belt", "watch", "bag")
 _LOOKS: Final = ("red", "blue", "green", "black", "white", "leather", "cotton", "wool", "small")
@@ -51,23 +54,24 @@ _LOOKS: Final = ("red", "blue", "green", "black", "white", "leather", "cotton", 
 def measure_simulation(
     report: Report, scratch: Path, *, regions: Sequence[int], rounds: int, threads: int
 ) -> None:
-    """Time federations of several sizes under each engine.
+    """Time federations of several sizes under each engine, and in one process of ours.
 
     Args:
         report: figures go there.
         scratch: the regions go there.
         regions: how many, one federation each; Flower's engine runs those up to `TARGET_REGIONS`.
         rounds: measurements of each, in turns.
-        threads: of torch.
+        threads: in all.
     """
     for number in regions:
         run = make_run(scratch / str(number), number)
-        engines = ENGINES if number <= TARGET_REGIONS else ENGINES[:1]
-        taken: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
+        ways = ["local", ALONE, *(["flower"] if number <= TARGET_REGIONS else [])]
+        taken: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
         for turn in range(rounds):
-            for engine in engines[:: 1 if turn % 2 == 0 else -1]:
+            for way in ways[:: 1 if turn % 2 == 0 else -1]:
                 forget(run)
-                taken[engine].append(federate_alone(run, engine, threads))
+                one = way == ALONE
+                taken[way].append(federate_alone(run, way, threads, processes=1 if one else None))
         _put_down(report, number, taken)
 
 
@@ -113,43 +117,60 @@ def forget(run: Path) -> None:
     History(run / "headquarters").start(encoder.adapter(), base_fingerprint=fingerprint)
 
 
-def federate(run: Path, engine: str, *, rounds: int) -> dict[str, Any]:
-    """Run a federation in this process.
+def federate(run: Path, engine: str, *, rounds: int, processes: int = 1) -> dict[str, Any]:
+    """Run a federation, and end the processes that it took.
 
     Args:
         run: from `make_run`.
         engine: "local" or "flower".
         rounds: of the federation.
+        processes: that share the regions and torch's threads, under "local".
 
     Returns:
-        `seconds` in all, those of each round from round 0, and `peak_bytes` of this process.
+        `seconds` in all, those of each round from round 0, and `peak_bytes` of this process and
+        those that share its regions.
     """
     number = sum(1 for _ in run.glob("regions/*/region.toml"))
+    knobs = {"run-dir": str(run), "num-rounds": rounds, "gate": False}
+    quiet, threads = RunProgress(Console(quiet=True)), torch.get_num_threads() // processes
     start = time.perf_counter()
-    run_engine(
-        engine, {"run-dir": str(run), "num-rounds": rounds, "gate": False}, num_regions=number
-    )
-    seconds = time.perf_counter() - start
+    with Processes(processes, threads=max(1, threads), progress=quiet) as shared:
+        run_engine(engine, knobs, num_regions=number, processes=shared)
+        seconds, peak = time.perf_counter() - start, shared.peak_bytes() + peak_bytes()
     taken = [record.seconds for record in History(run / "headquarters").rounds()]
-    return {"seconds": seconds, "rounds": taken, "peak_bytes": peak_bytes()}
+    return {"seconds": seconds, "rounds": taken, "peak_bytes": peak}
 
 
 def federate_alone(
-    run: Path, engine: str, threads: int, *, rounds: int = FEDERATION_ROUNDS
+    run: Path,
+    way: str,
+    threads: int,
+    *,
+    rounds: int = FEDERATION_ROUNDS,
+    processes: int | None = None,
 ) -> dict[str, Any]:
     """`federate` in a process of its own.
+
+    Args:
+        run: from `make_run`.
+        way: an engine, with a word on it behind a comma.
+        threads: in all.
+        rounds: of the federation.
+        processes: see `federate`; None for as many as `fedshelf simulate` takes.
 
     Raises:
         ConfigError: it fails.
     """
-    words = [str(run), engine, str(rounds), str(threads)]
+    engine, regions = way.partition(",")[0], len(list(run.glob("regions/*/region.toml")))
+    number = processes or processes_for(
+        run / "base", device="cpu", threads=threads, regions=regions
+    )
+    words = [str(run), engine, *map(str, (rounds, threads, number))]
     command = [sys.executable, "-m", "benchmarks.simulation", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ConfigError(
-            f"simulation, {engine}: failed ({last}); run it alone: {' '.join(command)}"
-        )
+        raise ConfigError(f"simulation, {way}: failed ({last}); run it alone: {' '.join(command)}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -160,19 +181,19 @@ def _put_down(report: Report, number: int, taken: dict[str, list[dict[str, Any]]
         for engine, found in taken.items()
     }
     name = f"{number:,} regions"
-    for engine in taken:
-        report.add(SECTION, f"{name}, {engine}", Spread.of(whole[engine]), "s")
-        each = Spread.of(later[engine] * 1e3)
-        report.add(SECTION, f"{name}, {engine}, a client-round", each, "ms")
-        peak = max(one["peak_bytes"] for one in taken[engine])
-        report.add(SECTION, f"{name}, {engine}, {PEAK[engine]}", peak, "bytes")
-    if len(taken) < len(ENGINES):
-        return
-    target = TARGET if number == TARGET_REGIONS else None
-    times = Spread.of(whole["flower"] / whole["local"])
-    report.add(SECTION, f"{name}, local to flower", times, "times", target=target)
-    times = Spread.of(later["flower"] / later["local"])
-    report.add(SECTION, f"{name}, local to flower, a client-round", times, "times", target=target)
+    for way in taken:
+        report.add(SECTION, f"{name}, {way}", Spread.of(whole[way]), "s")
+        each = Spread.of(later[way] * 1e3)
+        report.add(SECTION, f"{name}, {way}, a client-round", each, "ms")
+        peak = max(one["peak_bytes"] for one in taken[way])
+        what = "peak memory" + (" without Ray's processes" if way == "flower" else "")
+        report.add(SECTION, f"{name}, {way}, {what}", peak, "bytes")
+    for way, target in ((ALONE, None), ("flower", TARGET)):
+        if way in taken:
+            aim, told = target if number == TARGET_REGIONS else None, f"{name}, local to {way}"
+            report.add(SECTION, told, Spread.of(whole[way] / whole["local"]), "times", target=aim)
+            times = Spread.of(later[way] / later["local"])
+            report.add(SECTION, f"{told}, a client-round", times, "times", target=aim)
 
 
 def _write_data(folder: Path, rng: np.random.Generator) -> None:
@@ -205,5 +226,6 @@ def _title(rng: np.random.Generator) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[4]))
-    print(json.dumps(federate(Path(sys.argv[1]), sys.argv[2], rounds=int(sys.argv[3]))))
+    _run, _engine, _rounds, _threads, _number = sys.argv[1:]
+    torch.set_num_threads(int(_threads))
+    print(json.dumps(federate(Path(_run), _engine, rounds=int(_rounds), processes=int(_number))))

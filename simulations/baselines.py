@@ -155,9 +155,9 @@ def best_adapter(history: History) -> Adapter:
     return history.adapter(history.best_round())
 
 
-def local_pools(workers: Sequence[Worker]) -> list[Pool]:
-    """Each region alone, stopped on its own validation clicks."""
-    return [Pool(w.region.config.region, w.training_data, [w]) for w in workers]
+def local_pool(worker: Worker) -> Pool:
+    """A region alone, stopped on its own validation clicks."""
+    return Pool(worker.region.config.region, worker.training_data, [worker])
 
 
 def central_pool(workers: Sequence[Worker]) -> Pool:

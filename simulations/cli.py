@@ -42,12 +42,16 @@ def simulate(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of federated averaging.")] = 8,
     preset: Annotated[str, typer.Option(help="Base: starter, tiny or siglip2-base.")] = "starter",
     engine: Annotated[
-        str, typer.Option(help="local (this process) or flower (Flower's simulation engine).")
+        str, typer.Option(help="local (our own) or flower (Flower's simulation engine).")
     ] = "local",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of every choice.")] = 7,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads; all cores if not given.")
+        int | None, typer.Option(min=1, help="Threads in all; all cores if not given.")
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that share them; as many as pay if not given."),
     ] = None,
     knob: Annotated[
         list[str] | None,
@@ -85,7 +89,7 @@ def simulate(
     fields = {"data": data, "regions": regions, "partition": partition, "rounds": rounds}
     fields |= {"preset": preset, "engine": engine, "device": device, "seed": seed}
     fields |= {"threads": threads, "knobs": parse_knobs(knob or []), "personalize": personalize}
-    fields |= {"fusion": fusion, "distance": distance}
+    fields |= {"fusion": fusion, "distance": distance, "processes": processes}
     result = _run(run, fields)
     if as_json:
         typer.echo(json.dumps(result))
@@ -142,6 +146,10 @@ def compare(
     out: Annotated[
         Path, typer.Option(help="Folder of experiments; they share worlds and trainings in it.")
     ] = Path("runs", "experiments"),
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that train at once; one a core if not given."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
 ) -> None:
     """Compare methods over data sets and seeds, from one file to one table and one page."""
@@ -151,7 +159,7 @@ def compare(
     from simulations.comparison.experiment import compare as run_experiment
 
     with _progress_until_interrupted(out) as progress:
-        result = run_experiment(experiment, out, folders, progress)
+        result = run_experiment(experiment, out, folders, progress, processes=processes)
     if as_json:
         typer.echo(json.dumps(result))
     else:

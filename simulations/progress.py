@@ -7,11 +7,22 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Report = Callable[[int, int], None]  # done, total
+
+
+class Progress(Protocol):
+    """Who is told what is going on."""
+
+    def bar(self, title: str) -> Report:
+        """A callback that shows `title` with a bar."""
+
+    def line(self, text: str) -> None:
+        """Print one line."""
 
 
 class RunProgress:
@@ -24,15 +35,16 @@ class RunProgress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.seconds: dict[str, float] = {}
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bars = Progress(
+        columns = (rich.TextColumn("{task.description}"), rich.BarColumn())
+        self._bars = rich.Progress(
             *columns,
-            TimeElapsedColumn(),
+            rich.MofNCompleteColumn(),
+            rich.TimeElapsedColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bars.add_task("", total=None, visible=False)
+        self._tasks = dict[int, rich.TaskID]()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -57,18 +69,22 @@ class RunProgress:
         finally:
             elapsed = time.perf_counter() - start
             self.seconds[name] = round(self.seconds.get(name, 0.0) + elapsed, 2)
-            self._bars.update(self._task, visible=False)
+            for task in self._tasks.values():
+                self._bars.update(task, visible=False)
 
     def line(self, text: str) -> None:
         """Print one line above the bars."""
         self.console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
 
-    def bar(self, title: str) -> Report:
-        """A callback that shows `title` with a bar."""
+    def bar(self, title: str, place: int = 0) -> Report:
+        """A callback that shows `title` with a bar; each place has one bar at a time."""
+        if place not in self._tasks:
+            self._tasks[place] = self._bars.add_task("", total=None, visible=False)
+        task = self._tasks[place]
 
         def report(done: int, total: int) -> None:
             self._bars.update(
-                self._task, description=f"  {title}", completed=done, total=total, visible=True
+                task, description=f"  {title}", completed=done, total=total, visible=True
             )
 
         return report

@@ -17,25 +17,20 @@ import numpy as np
 import torch
 
 from client.encoders import resident_encoder
-from client.indexing import build_region_index, load_pulled_release, pull_release
+from client.indexing import load_pulled_release
 from client.worker import Worker, forget_workers
 from server.candidate import measured_quality, release_best
 from server.history import History, RoundRecord, by_region
 from server.releases import publish_release
 from shared.adapter import Adapter
-from shared.config import COSINE, WEIGHTED_SUM, FederationConfig, RunConfig, default_run_config
+from shared.config import COSINE, WEIGHTED_SUM, RunConfig, default_run_config
 from shared.durable import canonical_json, replace_file
 from shared.encoders.encoder import Encoder
 from shared.errors import ConfigError, FedshelfError
 from shared.retrieval.manifest import read_pointer
-from simulations.baselines import (
-    Pool,
-    baselines_folder,
-    best_adapter,
-    central_pool,
-    local_pools,
-)
+from simulations.baselines import baselines_folder, best_adapter
 from simulations.prepare import LEFTOVERS, World, WorldOptions, prepare
+from simulations.processes import Processes, processes_for
 from simulations.progress import RunProgress
 from simulations.report import write_report
 from simulations.table import (
@@ -46,7 +41,7 @@ from simulations.table import (
     region_table,
     summarize,
 )
-from simulations.training import federate, open_workers, train_pool
+from simulations.training import federate, open_workers
 from simulations.union import Union, UnionTable, human_judgments, union_table
 
 SAMPLES_PER_REGION = 2
@@ -66,11 +61,12 @@ class Options:
         engine: "local" or "flower".
         device: "auto", "cpu" or "cuda".
         seed: of every choice.
-        threads: of torch; results are bit-equal only for the same number.
+        threads: in all; results are bit-equal only for the same number of them and of processes.
         knobs: keys of the run config that differ from their defaults.
         personalize: whether every region adapts the release to its own clicks.
         fusion: of the base, one of `shared.config.FUSIONS`.
         distance: of the base, one of `shared.config.DISTANCES`.
+        processes: that share the regions and the threads; None for as many as pay here.
     """
 
     data: str
@@ -86,6 +82,7 @@ class Options:
     personalize: bool = False
     fusion: str = WEIGHTED_SUM
     distance: str = COSINE
+    processes: int | None = None
 
 
 def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, Any]:
@@ -110,14 +107,19 @@ def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, An
     torch.set_num_threads(options.threads)
     forget_workers()
     world = _prepare(options, run, progress)
-    config = _federation(options, run, progress)
-    encoder = resident_encoder(run / "base", device=options.device, fingerprint=world.fingerprint)
-    workers = open_workers(run, progress)
-    _baselines(workers, encoder, config, run, progress)
-    number = _release(options, world, encoder, run, progress)
-    _index(workers, encoder, number, run, progress)
+    with _processes(options, run, progress) as processes:
+        run_config = _federation(options, run, processes, progress)
+        _baselines(run_config, run, processes, progress)
+        encoder = resident_encoder(
+            run / "base", device=options.device, fingerprint=world.fingerprint
+        )
+        workers = open_workers(run, progress)
+        number = _release(options, world, encoder, run, progress)
+        _index(workers, number, run, processes, progress)
+        others = processes.peak_bytes()
     tables, union = _evaluate(workers, run, options.seed, progress)
     result = _result(options, world, run, tables, union, encoder.digest, number, progress)
+    result["peak_rss_bytes"] = others + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     write_report(run, result, _curves(run), _samples(tables, options.seed))
     replace_file(result_path, canonical_json(result))  # last: it says that the run is complete
     return result
@@ -153,7 +155,7 @@ def _require_same_options(path: Path, asked: Mapping[str, Any]) -> None:
         made = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise ConfigError(f"{path}: damaged; choose another --out or remove that folder") from None
-    added = {"personalize": False, "fusion": WEIGHTED_SUM, "distance": COSINE}
+    added = {"personalize": False, "fusion": WEIGHTED_SUM, "distance": COSINE, "processes": None}
     made = {**added, **made}  # a run from before there were these options
     for name, value in asked.items():
         if made.get(name) != value:
@@ -197,7 +199,17 @@ def _withdraw(run: Path) -> None:
         run.rmdir()
 
 
-def _federation(options: Options, run: Path, progress: RunProgress) -> FederationConfig:
+def _processes(options: Options, run: Path, progress: RunProgress) -> Processes:
+    """Processes that share the threads; one is this process, with all of them."""
+    number = options.processes or processes_for(
+        run / "base", device=options.device, threads=options.threads, regions=options.regions
+    )
+    return Processes(number, threads=max(1, options.threads // number), progress=progress)
+
+
+def _federation(
+    options: Options, run: Path, processes: Processes, progress: RunProgress
+) -> RunConfig:
     run_config = {
         **default_run_config(),
         **options.knobs,
@@ -206,26 +218,35 @@ def _federation(options: Options, run: Path, progress: RunProgress) -> Federatio
         "min-regions": options.regions,
     }
     with progress.stage("federated", f"Federation: {options.rounds} rounds, {options.engine}"):
-        return federate(
-            run, run_config, device=options.device, engine=options.engine, progress=progress
+        federate(
+            run,
+            run_config,
+            device=options.device,
+            engine=options.engine,
+            processes=processes,
+            progress=progress,
         )
+    return run_config
 
 
 def _baselines(
-    workers: Sequence[Worker],
-    encoder: Encoder,
-    config: FederationConfig,
-    run: Path,
-    progress: RunProgress,
+    run_config: RunConfig, run: Path, processes: Processes, progress: RunProgress
 ) -> None:
-    def baseline(name: str, pool: Pool) -> None:
-        train_pool(pool, encoder, config, History(baselines_folder(run, name)), progress)
-
-    with progress.stage("local_only", "Baseline: each region alone"):
-        for pool in local_pools(workers):
-            baseline(f"local-{pool.name}", pool)
-    with progress.stage("centralized", "Baseline: all data in one place"):
-        baseline("centralized", central_pool(workers))
+    """All data in one place, which takes longest, and each region alone."""
+    names = {None: "centralized"} | {
+        path.name: f"local-{path.name}" for path in sorted((run / "regions").iterdir())
+    }
+    with progress.stage("baselines", "Baselines: all data in one place, and each region alone"):
+        processes.run(
+            {
+                "task": "train_alone",
+                "world": str(run),
+                "region": region,
+                "run_config": run_config,
+                "history": str(baselines_folder(run, name)),
+            }
+            for region, name in names.items()
+        )
 
 
 def _release(
@@ -258,33 +279,21 @@ def _published_number(registry: Path) -> int:
 
 def _index(
     workers: Sequence[Worker],
-    encoder: Encoder,
     number: int,
     run: Path,
+    processes: Processes,
     progress: RunProgress,
 ) -> None:
     with progress.stage("index", "Indexes"):
-        for worker in workers:
-            folder = pull_release(worker.region.folder)
-            encoder.load_release(folder)
-            region = worker.region
-            if region.config.personalization.enabled:
-                made = worker.personalize(number)
-                progress.line(f"region {region.config.region}: {made.choice}; {made.reason}")
-            vectors = encoder.product_matrix(worker.products)
-            tuned = worker.tune(vectors)
-            index = build_region_index(
-                region,
-                encoder,
-                release=number,
-                vectors=vectors,
-                tuned=tuned,
-                queries=worker.query_vectors(),
-            )
-            progress.line(
-                f"region {region.config.region}: {index.relative_to(run.resolve())},"
-                f" dense weight {tuned.dense_weight:g}"
-            )
+        processes.run(
+            {
+                "task": "index",
+                "run": str(run.resolve()),
+                "region": str(worker.region.folder),
+                "release": number,
+            }
+            for worker in workers
+        )
 
 
 def _evaluate(
@@ -369,7 +378,6 @@ def _result(
         "rounds": [{key: asdict(record)[key] for key in keys} for record in rounds],
         "release": {"number": number, "encoder_digest": digest},
         "seconds": progress.seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 

@@ -14,12 +14,18 @@ from server.history import History
 from shared.config import FederationConfig, parse_run_config
 from shared.encoders.encoder import Encoder
 from simulations.baselines import Pool, train_alone
-from simulations.engine import run_engine
-from simulations.progress import RunProgress
+from simulations.engine import Answering, run_engine
+from simulations.progress import Progress
 
 
 def federate(
-    run: Path, run_config: Mapping[str, Any], *, device: str, engine: str, progress: RunProgress
+    run: Path,
+    run_config: Mapping[str, Any],
+    *,
+    device: str,
+    engine: str,
+    processes: Answering,
+    progress: Progress,
 ) -> FederationConfig:
     """Run the federation over a run's regions, or what is left of it.
 
@@ -28,6 +34,7 @@ def federate(
         run_config: of both apps, but for the run's folder.
         device: that the initial adapter is made on.
         engine: "local" or "flower".
+        processes: that share the regions under "local".
         progress: told what is going on.
 
     Returns:
@@ -43,12 +50,12 @@ def federate(
     if engine == "local":
         for worker in workers:
             worker.on_step = progress.bar(f"{worker.region.config.region}: steps")
-    run_engine(engine, whole, num_regions=len(workers))
+    run_engine(engine, whole, num_regions=len(workers), processes=processes)
     return config
 
 
 def train_pool(
-    pool: Pool, encoder: Encoder, config: FederationConfig, history: History, progress: RunProgress
+    pool: Pool, encoder: Encoder, config: FederationConfig, history: History, progress: Progress
 ) -> None:
     """Train one pool from the adapter that the federation starts from, or what is left of it.
 
@@ -74,7 +81,7 @@ def start(history: History, encoder: Encoder, *, seed: int) -> None:
         history.start(encoder.adapter(), base_fingerprint=fingerprint, dim=encoder.dim)
 
 
-def open_workers(run: Path, progress: RunProgress) -> list[Worker]:
+def open_workers(run: Path, progress: Progress) -> list[Worker]:
     """The workers of a run's regions, sorted by name, which tell of what they keep."""
     folders = sorted(path.parent for path in (run / "regions").glob("*/region.toml"))
     workers = [get_worker(folder) for folder in folders]
@@ -83,5 +90,5 @@ def open_workers(run: Path, progress: RunProgress) -> list[Worker]:
     return workers
 
 
-def _cache_bar(progress: RunProgress, region: str) -> Callable[[str, int, int], None]:
+def _cache_bar(progress: Progress, region: str) -> Callable[[str, int, int], None]:
     return lambda what, done, total: progress.bar(f"{region}: {what}")(done, total)

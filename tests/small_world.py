@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 
+from shared.adapter import Adapter, load_adapter
 from shared.config import FederationConfig, parse_run_config
 from shared.encoders.encoder import Encoder
 from simulations.prepare import WorldOptions, prepare
@@ -183,3 +185,15 @@ class Answer(NamedTuple):
 
 
 Call = Callable[..., Answer]  # the command line, called with these arguments
+
+
+def adapters(run: Path) -> dict[str, Adapter]:
+    return {str(p.relative_to(run)): load_adapter(p) for p in sorted(run.rglob("0*.safetensors"))}
+
+
+def assert_same_adapters(one: Path, other: Path) -> None:
+    ours, theirs = adapters(one), adapters(other)
+    assert list(ours) == list(theirs)
+    for name, adapter in ours.items():
+        for key, tensor in adapter.items():
+            assert torch.equal(tensor, theirs[name][key]), (name, key)

@@ -12,6 +12,7 @@ after an interruption at any instant, and by another experiment that asks for th
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,7 @@ import torch
 
 from client.evaluation import K
 from client.worker import Worker, forget_workers
-from shared.adapter import Adapter
+from shared.adapter import Adapter, load_adapter, save_adapter
 from shared.config import RunConfig, run_defaults
 from shared.durable import canonical_json, replace_file
 from shared.retrieval.manifest import open_current_index
@@ -45,11 +46,11 @@ from simulations.comparison.measure import (
     union_scores,
 )
 from simulations.comparison.page import write_page
-from simulations.comparison.personal import personalized_adapters
 from simulations.comparison.search import search_knobs
 from simulations.comparison.spec import Experiment, MethodSpec
 from simulations.comparison.summary import summarize_experiment
 from simulations.comparison.trainings import (
+    CENTRALIZED,
     FEDERATED,
     LOCAL,
     Trained,
@@ -59,6 +60,7 @@ from simulations.comparison.trainings import (
 )
 from simulations.comparison.worlds import Cell, cells_of, make_world, view_world
 from simulations.prepare import SEEN
+from simulations.processes import Processes, processes_for
 from simulations.progress import RunProgress
 from simulations.training import open_workers
 from simulations.union import Union, human_judgments
@@ -80,7 +82,12 @@ class Measured:
 
 
 def compare(
-    experiment: Experiment, root: Path, folders: Mapping[str, Path], progress: RunProgress
+    experiment: Experiment,
+    root: Path,
+    folders: Mapping[str, Path],
+    progress: RunProgress,
+    *,
+    processes: int | None = None,
 ) -> dict[str, Any]:
     """Run an experiment, or what is left of it.
 
@@ -89,6 +96,8 @@ def compare(
         root: folder of all experiments; made if missing.
         folders: where the data sets lie, by source.
         progress: told what is going on.
+        processes: that train at once, each on the experiment's threads, which changes no result;
+            None for as many as the machine has room for.
 
     Returns:
         What `result.json` holds.
@@ -100,7 +109,7 @@ def compare(
     cells, tables, facts = cells_of(experiment, folders), [], []
     for number, cell in enumerate(cells, 1):
         progress.line(f"world {number} of {len(cells)}: {cell.label}")
-        measured = _Bench(experiment, cell, root, progress).measure_all()
+        measured = _measured(experiment, cell, root, processes, progress)
         tables += [_labelled(cell, name, one.scores) for name, one in measured.items()]
         found = {name: one.facts for name, one in measured.items()}
         facts.append({"data": cell.data.label, "seed": cell.seed, "methods": found})
@@ -117,6 +126,22 @@ def compare(
     return result
 
 
+def _measured(
+    experiment: Experiment, cell: Cell, root: Path, processes: int | None, progress: RunProgress
+) -> dict[str, Measured]:
+    """Every method in one world."""
+    forget_workers()
+    threads, world = experiment.experiment.threads, make_world(cell, root, progress)
+    number = processes or processes_for(
+        world / "base",
+        device=cell.device,
+        threads=len(os.sched_getaffinity(0)) // threads,
+        regions=cell.data.regions,
+    )
+    with Processes(number, threads=threads, progress=progress) as shared:
+        return _Bench(experiment, cell, world, root, shared, progress).measure_all()
+
+
 def _code() -> str:
     return code_digest("simulations.comparison.experiment")
 
@@ -131,13 +156,17 @@ class _Bench:
     """One world with its methods on it."""
 
     def __init__(
-        self, experiment: Experiment, cell: Cell, root: Path, progress: RunProgress
+        self,
+        experiment: Experiment,
+        cell: Cell,
+        world: Path,
+        root: Path,
+        processes: Processes,
+        progress: RunProgress,
     ) -> None:
-        self._experiment, self._cell = experiment, cell
-        self._root, self._progress = root, progress
-        forget_workers()
-        self._world = make_world(cell, root, progress)
-        self._trainer = Trainer(cell, self._world, root, progress)
+        self._experiment, self._cell, self._world = experiment, cell, world
+        self._root, self._processes, self._progress = root, processes, progress
+        self._trainer = Trainer(cell, world, root, processes, progress)
         self._adapters: dict[str, dict[str, Adapter]] = {}
         self._judged: dict[str, Judged] = {}
         self._all_catalogs: Union | None = None
@@ -149,6 +178,8 @@ class _Bench:
             self._experiment.method,
             key=lambda method: later.index(method.kind) + 1 if method.kind in later else 0,
         )
+        if self._experiment.search is None:
+            self._train_alone()
         measured = {method.name: self._measure(method) for method in methods}
         return {method.name: measured[method.name] for method in self._experiment.method}
 
@@ -168,6 +199,18 @@ class _Bench:
         return Measured(scores, facts)
 
     # -- training --
+
+    def _train_alone(self) -> None:
+        """Everything that needs no federation, at once; what trains on all data takes longest."""
+        methods, regions = self._experiment.method, self._trainer.regions
+        pooled = [self._training(one, ALL_REGIONS) for one in methods if one.kind == CENTRALIZED]
+        alone = [
+            self._training(one, region)
+            for one in methods
+            if one.kind == LOCAL
+            for region in regions
+        ]
+        self._trainer.train_alone([*pooled, *alone])
 
     def _trained(self, method: MethodSpec) -> tuple[dict[str | None, Trained], dict[str, Any]]:
         """By region for `local_only`, else under `ALL_REGIONS`; and what the search tried."""
@@ -237,8 +280,23 @@ class _Bench:
                 "code": code_digest("simulations.comparison.personal"),
             }
         )
-        folder = self._root / "personalized" / digest
-        return personalized_adapters(self._world, folder, adapters, self._progress)
+        return self._adapted(self._root / "personalized" / digest, adapters)
+
+    def _adapted(self, folder: Path, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
+        """What each region makes for itself of what the federation gave it, if not made before."""
+        view_world(self._world, folder)
+        tasks, made = [], {}
+        for region, adapter in adapters.items():
+            given = folder / "given" / f"{adapter_digest(adapter)}.safetensors"
+            made[region] = folder / "adapters" / f"{region}.safetensors"
+            if not given.is_file():
+                save_adapter(given, adapter, {})
+            if not made[region].is_file():
+                of = {"region": str(folder / "regions" / region), "given": str(given)}
+                tasks.append({"task": "personalize", **of, "path": str(made[region])})
+        self._processes.run(tasks)
+        self._processes.tell_all({"task": "forget", "below": str(folder)})
+        return {region: load_adapter(path) for region, path in made.items()}
 
     def _scores(self, method: MethodSpec, digest: str) -> pl.DataFrame:
         workers, tables, view = self._trainer.workers, [], self._root / "shelves" / digest

@@ -6,7 +6,7 @@ its last complete round.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from server.history import History, RoundRecord
 from shared.adapter import Adapter
 from shared.config import RunConfig, parse_run_config
 from shared.durable import canonical_json, replace_file
-from simulations.baselines import Pool, best_adapter, central_pool, local_pools
+from simulations.baselines import best_adapter
 from simulations.comparison.digests import LENGTH, code_digest, digest_of
 from simulations.comparison.worlds import Cell, region_folders, view_world
+from simulations.processes import Processes
 from simulations.progress import RunProgress
-from simulations.training import federate, open_workers, train_pool
+from simulations.training import federate, open_workers
 
 FEDERATED, LOCAL, CENTRALIZED = "federated", "local_only", "centralized"
 
@@ -100,13 +101,15 @@ class Trainer:
         cell: the world.
         world: its folder.
         root: of the experiments.
+        processes: that train.
         progress: told what is going on.
     """
 
-    def __init__(self, cell: Cell, world: Path, root: Path, progress: RunProgress) -> None:
+    def __init__(
+        self, cell: Cell, world: Path, root: Path, processes: Processes, progress: RunProgress
+    ) -> None:
         self.cell, self.world = cell, world
-        self._root, self._progress = root, progress
-        self._pools: dict[str | None, Pool] = {}
+        self._root, self._processes, self._progress = root, processes, progress
 
     @property
     def regions(self) -> list[str]:
@@ -124,36 +127,57 @@ class Trainer:
 
     def train(self, training: Training) -> Trained:
         """Run a training, or what is left of it."""
+        if not self._is_complete(training):
+            folder = self._begun(training)
+            if training.kind == FEDERATED:
+                self._federate(training, folder)
+            else:
+                self._processes.run([self._alone(training, folder)])
+        return self._complete(training, self.folder(training))
+
+    def train_alone(self, trainings: Sequence[Training]) -> None:
+        """Run trainings of pools, or what is left of them, as many at once as there are processes.
+
+        Args:
+            trainings: what takes longest should come first.
+        """
+        missing = [training for training in trainings if not self._is_complete(training)]
+        self._processes.run([self._alone(one, self._begun(one)) for one in missing])
+
+    def _is_complete(self, training: Training) -> bool:
+        done = History(self.folder(training) / "headquarters").rounds()
+        return bool(done) and done[-1].round >= int(training.run_config["num-rounds"])
+
+    def _begun(self, training: Training) -> Path:
+        """Its folder, which says what it is."""
         folder = self.folder(training)
-        history, rounds = History(folder / "headquarters"), int(training.run_config["num-rounds"])
-        done = history.rounds()
-        if not done or done[-1].round < rounds:
-            folder.mkdir(parents=True, exist_ok=True)
-            replace_file(folder / "training.json", canonical_json(_told(training)))
-            self._run(training, folder)
-        return self._complete(training, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "training.json", canonical_json(_told(training)))
+        return folder
 
-    def _run(self, training: Training, folder: Path) -> None:
-        config = {**training.run_config, "gate": False}  # nothing is released here
-        if training.kind == FEDERATED:
-            view_world(self.world, folder)
-            device, progress = self.cell.device, self._progress
-            federate(folder, config, device=device, engine="local", progress=progress)
-            forget_workers(folder)  # nobody asks them again
-            return
-        history = History(folder / "headquarters")
-        history.folder.mkdir(exist_ok=True)
-        pool, workers = self._pool(training.region), self.workers
-        encoder = workers[0].encoder
-        train_pool(pool, encoder, parse_run_config(config), history, self._progress)
+    def _federate(self, training: Training, folder: Path) -> None:
+        view_world(self.world, folder)
+        federate(
+            folder,
+            _unreleased(training),
+            device=self.cell.device,
+            engine="local",
+            processes=self._processes,
+            progress=self._progress,
+        )
+        forget_workers(folder)  # nobody asks them again
+        self._processes.tell_all({"task": "forget", "below": str(folder)})
 
-    def _pool(self, region: str | None) -> Pool:
-        """One region's data, or for None that of all."""
-        if not self._pools:
-            self._pools = {pool.name: pool for pool in local_pools(self.workers)}
-        if region is None and None not in self._pools:
-            self._pools[None] = central_pool(self.workers)
-        return self._pools[region]
+    def _alone(self, training: Training, folder: Path) -> dict[str, Any]:
+        history = folder / "headquarters"
+        history.mkdir(exist_ok=True)
+        return {
+            "task": "train_alone",
+            "world": str(self.world),
+            "region": training.region,
+            "run_config": _unreleased(training),
+            "history": str(history),
+        }
 
     def _complete(self, training: Training, folder: Path) -> Trained:
         records = History(folder / "headquarters").rounds()
@@ -186,6 +210,11 @@ def adapter_digest(adapter: Adapter) -> str:
         found.update(f"{name}\0{list(tensor.shape)}\0".encode())
         found.update(tensor.detach().cpu().numpy().tobytes())
     return found.hexdigest()[:LENGTH]
+
+
+def _unreleased(training: Training) -> RunConfig:
+    """Its run config, without a gate: nothing is released here."""
+    return {**training.run_config, "gate": False}
 
 
 def _told(training: Training) -> dict[str, Any]:

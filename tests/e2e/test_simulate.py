@@ -14,7 +14,7 @@ from small_world import NUM_PROBLEMS, Call, write_fashion
 
 ROWS = ("random", "bm25", "zero_shot", "local_only", "federated", "hybrid", "centralized")
 METRICS = {"ndcg@10", "recall@10", "mrr@10"}
-STAGES = ("data", "base", "clicks", "federated", "local_only", "centralized", "release", "index")
+STAGES = ("data", "base", "clicks", "federated", "baselines", "release", "index")
 
 
 def arguments(fashion: Path, out: Path, **changes: object) -> list[str | Path]:

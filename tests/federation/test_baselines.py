@@ -19,7 +19,7 @@ from simulations.baselines import (
     Pool,
     best_adapter,
     central_pool,
-    local_pools,
+    local_pool,
     pooled_data,
     pooled_products,
     train_alone,
@@ -120,7 +120,7 @@ def test_centralized_over_one_region_is_that_region_alone(
     workers: list[Worker], tmp_path: Path
 ) -> None:
     """Under one name, which seeds the order, and at one rate, they are bit-equal."""
-    alone = local_pools(workers)[0]
+    alone = local_pool(workers[0])
     central = replace(central_pool(workers[:1]), name=alone.name, learning_rate_scale=1.0)
     one, other = (
         trained(pool, workers[0], tmp_path / str(number))
@@ -135,7 +135,7 @@ def test_a_scaled_rate_is_the_federation_at_that_rate(
     workers: list[Worker], tmp_path: Path
 ) -> None:
     """Of the first rate and the last, hence of the cosine between them."""
-    pool, worker = local_pools(workers)[0], workers[0]
+    pool, worker = local_pool(workers[0]), workers[0]
     rates = {"learning_rate": 0.004, "final_learning_rate": 0.001}
     quarter = {name: rate / 4 for name, rate in rates.items()}
     scaled = trained(replace(pool, learning_rate_scale=0.25), worker, tmp_path / "scaled", **rates)
@@ -146,7 +146,7 @@ def test_a_scaled_rate_is_the_federation_at_that_rate(
 
 
 def test_only_the_pool_of_all_is_scaled(workers: list[Worker]) -> None:
-    assert [pool.learning_rate_scale for pool in local_pools(workers)] == [1.0, 1.0]
+    assert [pool.learning_rate_scale for pool in map(local_pool, workers)] == [1.0, 1.0]
     assert central_pool(workers).learning_rate_scale == CENTRALIZED_SCALE
 
 
@@ -160,7 +160,7 @@ def test_a_federation_of_one_region_is_that_region_alone(
     federated = History(run / "headquarters")
     forget_workers()
     worker = get_worker(run / "regions" / "north")
-    alone = trained(local_pools([worker])[0], worker, tmp_path / "alone")
+    alone = trained(local_pool(worker), worker, tmp_path / "alone")
     for number in range(3):
         for name, tensor in alone.adapter(number).items():
             torch.testing.assert_close(federated.adapter(number)[name], tensor, atol=1e-6, rtol=0)
@@ -173,7 +173,7 @@ def test_as_many_passes_as_the_federation_has_rounds(workers: list[Worker], tmp_
     steps: list[tuple[int, int]] = []
     history = History(tmp_path)
     history.start(workers[0].encoder.adapter(), base_fingerprint="f")
-    pool, config = local_pools(workers)[0], federation("", batch_size=32)
+    pool, config = local_pool(workers[0]), federation("", batch_size=32)
     encoder = workers[0].encoder
     train_alone(pool, encoder, config, history, on_step=lambda *step: steps.append(step))
     per_pass = -(-len(workers[0].examples.weight) // 32)
@@ -187,7 +187,7 @@ def test_as_many_passes_as_the_federation_has_rounds(workers: list[Worker], tmp_
 def test_each_baseline_is_stopped_on_its_own_validation_clicks(
     workers: list[Worker], tmp_path: Path
 ) -> None:
-    local = trained(local_pools(workers)[1], workers[1], tmp_path / "south")
+    local = trained(local_pool(workers[1]), workers[1], tmp_path / "south")
     central = trained(central_pool(workers), workers[0], tmp_path / "centralized")
     assert [list(record.validation) for record in local.rounds()] == [["south"]] * 3
     for record in central.rounds():

@@ -31,9 +31,9 @@ def in_this_process(threads: int, call: Callable[..., Any], *args: Any) -> Alone
     return Alone(call(*args), peak_bytes=2**30, start_bytes=2**29)
 
 
-def figures(finished: Path, section: str) -> dict[str, dict[str, Any]]:
+def figures(finished: Path, section: str, *, threads: int = 1) -> dict[str, dict[str, Any]]:
     out = finished / "bench.json"
-    main([str(finished), "--only", section, "--out", str(out), "--threads", "1"])
+    main([str(finished), "--only", section, "--out", str(out), "--threads", str(threads)])
     return {figure["name"]: figure for figure in json.loads(out.read_text())["figures"]}
 
 
@@ -61,10 +61,13 @@ def test_all_ways_of_learning_learn_and_are_measured_alike(finished: Path) -> No
 
 def test_a_round_is_never_shorter_than_the_training_in_it(finished: Path) -> None:
     before = sorted(path for path in finished.rglob("*") if "headquarters" in path.parts)
-    found = figures(finished, "rounds")
-    whole = found["2 regions, round / its local training"]
+    found = figures(finished, "rounds", threads=2)
+    whole = found["2 regions, one process, round / its local training"]
     assert whole["low"] >= 1
-    assert whole["value"] >= found["2 regions, round / its local training and evaluation"]["value"]
+    both = found["2 regions, one process, round / its local training and evaluation"]
+    assert whole["value"] >= both["value"] >= 1
+    shared = found["2 regions, 2 processes, round / local training one after another"]
+    assert shared["value"] > 0
     assert found["2 regions, peak memory"]["value"] == 2**30
     sizes = [found[f"an update, {e}"]["value"] for e in ("float32", "float16", "int8")]
     assert sizes == sorted(sizes, reverse=True)
@@ -76,7 +79,7 @@ def test_both_engines_simulate_and_are_measured(tmp_path: Path) -> None:
     report = Report({}, {})
     measure_simulation(report, tmp_path, regions=[3], rounds=1, threads=1)
     found = {figure.name: figure.value for figure in report.figures}
-    for engine in ("local", "flower"):
+    for engine in ("local", "local, one process", "flower"):
         a_round = found[f"3 regions, {engine}, a client-round"] / 1e3 * 3
         assert 0 < 2 * a_round < found[f"3 regions, {engine}"]
     times = found["3 regions, flower"] / found["3 regions, local"]

@@ -274,9 +274,9 @@ def test_a_digest_is_the_same_on_both_ends_of_the_wire(
 class FlowersWay(LocalGrid):
     """Nodes with a worker's socket each; messages go both ways as Flower carries them."""
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
         message.content = by_flower(message.content)
-        reply = super()._answer(message)
+        reply = super().answer(message)
         reply.content = by_flower(reply.content)
         return reply
 
@@ -290,7 +290,7 @@ def test_all_that_headquarters_counts_is_in_each_regions_log(
     config = {**run_config(run, min_regions=2, gate=True), "run-dir": str(training)}
     grid = FlowersWay(app, 2, config)
     with tempfile.TemporaryDirectory(prefix="worker-") as short, ExitStack() as running:
-        for context, worker in zip(grid._contexts.values(), workers, strict=True):
+        for context, worker in zip(grid.contexts.values(), workers, strict=True):
             socket = Path(short, worker.region.config.region, "worker.sock")
             context.node_config["worker-socket"] = str(socket)
             server = WorkerServer(worker, socket, group=None)

@@ -45,7 +45,7 @@ class Regions(LocalGrid):
     def __init__(self, folders: Mapping[str, Path], run_config: Mapping[str, Any]) -> None:
         super().__init__(client_app, len(folders), run_config)
         self.admitted = list(folders)
-        for context, folder in zip(self._contexts.values(), folders.values(), strict=True):
+        for context, folder in zip(self.contexts.values(), folders.values(), strict=True):
             context.node_config["region-dir"] = str(folder)
         self.asked: list[tuple[str, str]] = []  # region and kind of every message
 
@@ -55,10 +55,10 @@ class Regions(LocalGrid):
             for node, name in zip(self.get_node_ids(), self.admitted, strict=True)
         ]
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
         name = self.admitted[message.metadata.dst_node_id - 2]
         self.asked.append((name, message.metadata.message_type))
-        return super()._answer(message)
+        return super().answer(message)
 
 
 def folders(run: Path, *names: str) -> dict[str, Path]:
@@ -177,10 +177,10 @@ class Cut(Regions):
 
     at = 0
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
         if len(self.asked) + 1 == self.at:
             raise KeyboardInterrupt
-        return super()._answer(message)
+        return super().answer(message)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from shared.adapter import Adapter, completed, load_adapter, norm, rank_axis, su
 from shared.config import ENCODINGS, FLOAT32, TrainConfig, parse_run_config
 from shared.errors import ConfigError, FederationError
 from shared.schema import load_region_config, render_region_toml
-from simulations.baselines import Pool, local_pools, train_alone
+from simulations.baselines import Pool, local_pool, train_alone
 from simulations.engine import LocalGrid, run_engine
 
 NewRun = Callable[[str], Path]
@@ -227,7 +227,7 @@ def test_an_adapter_of_one_region_for_the_table_has_its_rank_too(run: Path) -> N
 def test_baselines_train_what_their_regions_may(run: Path) -> None:
     mixed(run)
     workers = [worker_of(run, name) for name in ("north", "south")]
-    pools = [*local_pools(workers), Pool("both", workers[0].training_data, workers)]
+    pools = [*map(local_pool, workers), Pool("both", workers[0].training_data, workers)]
     config = parse_run_config(run_config("", num_rounds=2))
     for pool, moves in zip(pools, (False, True, True), strict=True):
         history = History(run / "alone" / pool.name)

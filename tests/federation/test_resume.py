@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_world import Stops, federation, options, quiet, run_config
+from small_world import Stops, assert_same_adapters, federation, options, quiet, run_config
 
 from client.worker import forget_workers, get_worker
 from server.history import History
-from shared.adapter import Adapter, load_adapter
 from shared.errors import ConfigError, DataError, FedshelfError
-from simulations.baselines import baselines_folder, central_pool, local_pools, train_alone
+from simulations.baselines import baselines_folder, central_pool, local_pool, train_alone
 from simulations.engine import run_engine
 from simulations.run import simulate
 
@@ -23,8 +22,7 @@ STAGES = (
     "base",
     "clicks",
     "federated",
-    "local_only",
-    "centralized",
+    "baselines",
     "release",
     "index",
     "evaluation",
@@ -44,18 +42,6 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
     kept["options"] = {k: v for k, v in result["options"].items() if k != "out"}
     kept["rounds"] = [{k: v for k, v in row.items() if k != "seconds"} for row in result["rounds"]]
     return kept
-
-
-def adapters(run: Path) -> dict[str, Adapter]:
-    return {str(p.relative_to(run)): load_adapter(p) for p in sorted(run.rglob("0*.safetensors"))}
-
-
-def assert_same_adapters(one: Path, other: Path) -> None:
-    ours, theirs = adapters(one), adapters(other)
-    assert list(ours) == list(theirs)
-    for name, adapter in ours.items():
-        for key, tensor in adapter.items():
-            assert torch.equal(tensor, theirs[name][key]), (name, key)
 
 
 def ctrl_c_in_round_two(history: History) -> Callable[[int, int], None]:
@@ -82,7 +68,7 @@ def test_a_federation_interrupted_in_a_round_ends_bit_equal(new_run: NewRun) -> 
 def test_a_baseline_interrupted_in_a_pass_ends_bit_equal(new_run: NewRun) -> None:
     run = new_run("run")
     workers = [get_worker(run / "regions" / name) for name in ("north", "south")]
-    for pool in (local_pools(workers)[0], central_pool(workers)):
+    for pool in (local_pool(workers[0]), central_pool(workers)):
         kept = {}
         for name in ("whole", "cut"):
             history = History(baselines_folder(run / name, pool.name))

@@ -157,7 +157,7 @@ def test_waiting_ends_when_enough_are_connected() -> None:
 
 def test_an_error_reply_with_text_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
     class Chatty(LocalGrid):
-        def _answer(self, message: Message) -> Message:
+        def answer(self, message: Message) -> Message:
             return Message(Error(code=2, reason="ValueError: red boots"), reply_to=message)
 
     with pytest.raises(FederationError):

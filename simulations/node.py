@@ -1,0 +1,95 @@
+"""One process of a simulation: answers what `simulations.processes` asks it.
+
+    python -m simulations.node THREADS
+
+Frames come on standard input and go to standard output; whatever else would be printed there goes
+to standard error. It ends when its input does.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from typing import IO
+
+import torch
+
+from shared.errors import FedshelfError
+from simulations.processes import read_frame, write_frame
+from simulations.progress import Report
+from simulations.tasks import TASKS, State
+
+_BAR_EVERY_S = 0.1
+
+
+def main() -> None:
+    """Answer until there is nothing more to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this says when it ends
+    asked, answers = _own_streams()
+    torch.set_num_threads(int(sys.argv[1]))
+    told = Told(answers)
+    logger = logging.getLogger("fedshelf")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_Logged(told))
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    state = State(told)
+    while (frame := read_frame(asked)) is not None:
+        header, body = frame
+        try:
+            reply, content = TASKS[header["task"]](state, header, body)
+        except FedshelfError as error:
+            write_frame(answers, {"error": type(error).__name__, "text": str(error)})
+            continue
+        write_frame(answers, reply, content)
+
+
+class Told:
+    """Bars and lines, as `RunProgress` has them, for whoever started this process."""
+
+    def __init__(self, answers: IO[bytes]) -> None:
+        self._answers = answers
+
+    def bar(self, title: str) -> Report:
+        """A callback that shows `title` with a bar, not more often than anybody can see."""
+        last = 0.0
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            if done == total or time.monotonic() - last >= _BAR_EVERY_S:
+                last = time.monotonic()
+                write_frame(self._answers, {"bar": title, "done": done, "total": total})
+
+        return report
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        write_frame(self._answers, {"line": text})
+
+    def log(self, record: logging.LogRecord) -> None:
+        """Log one record there, with its traceback if it has one."""
+        text = logging.Formatter().format(record)
+        write_frame(self._answers, {"log": record.name, "level": record.levelno, "text": text})
+
+
+class _Logged(logging.Handler):
+    def __init__(self, told: Told) -> None:
+        super().__init__()
+        self._told = told
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._told.log(record)
+
+
+def _own_streams() -> tuple[IO[bytes], IO[bytes]]:
+    """Input and output of this process, which nothing else in it reads or writes from now on."""
+    asked, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    return asked, answers
+
+
+if __name__ == "__main__":
+    main()
