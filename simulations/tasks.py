@@ -14,17 +14,16 @@ from flwr.app import Message
 from client.app import app, region_folder
 from client.indexing import build_region_index, pull_release
 from client.rpc import MAX_MESSAGE_BYTES
-from client.worker import Worker, forget_workers, get_worker
+from client.worker import forget_workers
 from server.history import History
-from shared.adapter import load_adapter
+from shared.adapter import load_adapter, save_adapter
 from shared.config import parse_run_config
 from shared.envelope import pack, unpack
 from shared.errors import FedshelfError
 from simulations.baselines import Pool, central_pool, local_pool
-from simulations.comparison.personal import personalize_region
 from simulations.engine import LocalGrid
 from simulations.progress import Progress
-from simulations.training import open_workers, train_pool
+from simulations.training import open_worker, open_workers, train_pool
 
 Answer = tuple[dict[str, Any], bytes]
 _DONE: Answer = ({}, b"")
@@ -45,16 +44,10 @@ class State:
     def pool(self, world: Path, region: str | None) -> Pool:
         """One region's data, or for None that of all, which stays open for the latest world."""
         if region is not None:
-            return local_pool(self.worker(world / "regions" / region))
+            return local_pool(open_worker(world / "regions" / region, self.progress))
         if world not in self._central:
             self._central = {world: central_pool(open_workers(world, self.progress))}
         return self._central[world]
-
-    def worker(self, folder: Path) -> Worker:
-        """A region's worker, which tells of its steps."""
-        worker = get_worker(folder)
-        worker.on_step = self.progress.bar(f"{worker.region.config.region}: steps")
-        return worker
 
 
 def _federation(state: State, header: Mapping[str, Any], body: bytes) -> Answer:
@@ -70,7 +63,7 @@ def _message(state: State, header: Mapping[str, Any], body: bytes) -> Answer:
     node = header["node"]
     message = Message(content, node, header["kind"], group_id=header["group"])
     with suppress(FedshelfError):  # the app meets it too, and its answer says so
-        state.worker(region_folder(state.grid.contexts[node]))
+        open_worker(region_folder(state.grid.contexts[node]), state.progress)
     reply = state.grid.answer(message)
     if reply.has_error():
         return {"refused": [reply.error.code, reply.error.reason]}, b""
@@ -91,15 +84,18 @@ def _train_alone(state: State, header: Mapping[str, Any], body: bytes) -> Answer
 
 
 def _personalize(state: State, header: Mapping[str, Any], body: bytes) -> Answer:
-    """Let a region adapt what it is given."""
-    worker, given = state.worker(Path(header["region"])), load_adapter(Path(header["given"]))
-    personalize_region(worker, given, Path(header["path"]), state.progress)
+    """Let a region adapt what the federation gave it."""
+    worker = open_worker(Path(header["region"]), state.progress)
+    worker.encoder.load_adapter(load_adapter(Path(header["given"])))
+    record = worker.personalize(header["release"])
+    state.progress.line(f"{worker.region.config.region}: {record.choice}; {record.reason}")
+    save_adapter(Path(header["path"]), worker.encoder.adapter(), {"choice": record.choice})
     return _DONE
 
 
 def _index(state: State, header: Mapping[str, Any], body: bytes) -> Answer:
     """Take a release into use in a region: adapt it if that is allowed, then build its indexes."""
-    worker, number = state.worker(Path(header["region"])), header["release"]
+    worker, number = open_worker(Path(header["region"]), state.progress), header["release"]
     region, encoder = worker.region, worker.encoder
     encoder.load_release(pull_release(region.folder))
     if region.config.personalization.enabled:

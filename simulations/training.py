@@ -47,9 +47,6 @@ def federate(
         run / "base", device=device, fingerprint=workers[0].region.config.base.fingerprint
     )
     start(history, encoder, seed=config.seed)
-    if engine == "local":
-        for worker in workers:
-            worker.on_step = progress.bar(f"{worker.region.config.region}: steps")
     run_engine(engine, whole, num_regions=len(workers), processes=processes)
     return config
 
@@ -82,12 +79,17 @@ def start(history: History, encoder: Encoder, *, seed: int) -> None:
 
 
 def open_workers(run: Path, progress: Progress) -> list[Worker]:
-    """The workers of a run's regions, sorted by name, which tell of what they keep."""
+    """The workers of a run's regions, sorted by name."""
     folders = sorted(path.parent for path in (run / "regions").glob("*/region.toml"))
-    workers = [get_worker(folder) for folder in folders]
-    for worker in workers:
-        worker.on_cache = _cache_bar(progress, worker.region.config.region)
-    return workers
+    return [open_worker(folder, progress) for folder in folders]
+
+
+def open_worker(folder: Path, progress: Progress) -> Worker:
+    """A region's worker, which tells of its steps and of what it keeps."""
+    worker = get_worker(folder)
+    worker.on_step = progress.bar(f"{worker.region.config.region}: steps")
+    worker.on_cache = _cache_bar(progress, worker.region.config.region)
+    return worker
 
 
 def _cache_bar(progress: Progress, region: str) -> Callable[[str, int, int], None]:

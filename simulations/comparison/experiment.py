@@ -26,7 +26,7 @@ import torch
 
 from client.evaluation import K
 from client.worker import Worker, forget_workers
-from shared.adapter import Adapter, load_adapter, save_adapter
+from shared.adapter import Adapter
 from shared.config import RunConfig, run_defaults
 from shared.durable import canonical_json, replace_file
 from shared.retrieval.manifest import open_current_index
@@ -46,6 +46,7 @@ from simulations.comparison.measure import (
     union_scores,
 )
 from simulations.comparison.page import write_page
+from simulations.comparison.personal import personalized_adapters
 from simulations.comparison.search import search_knobs
 from simulations.comparison.spec import Experiment, MethodSpec
 from simulations.comparison.summary import summarize_experiment
@@ -280,23 +281,8 @@ class _Bench:
                 "code": code_digest("simulations.comparison.personal"),
             }
         )
-        return self._adapted(self._root / "personalized" / digest, adapters)
-
-    def _adapted(self, folder: Path, adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
-        """What each region makes for itself of what the federation gave it, if not made before."""
-        view_world(self._world, folder)
-        tasks, made = [], {}
-        for region, adapter in adapters.items():
-            given = folder / "given" / f"{adapter_digest(adapter)}.safetensors"
-            made[region] = folder / "adapters" / f"{region}.safetensors"
-            if not given.is_file():
-                save_adapter(given, adapter, {})
-            if not made[region].is_file():
-                of = {"region": str(folder / "regions" / region), "given": str(given)}
-                tasks.append({"task": "personalize", **of, "path": str(made[region])})
-        self._processes.run(tasks)
-        self._processes.tell_all({"task": "forget", "below": str(folder)})
-        return {region: load_adapter(path) for region, path in made.items()}
+        folder = self._root / "personalized" / digest
+        return personalized_adapters(self._world, folder, adapters, self._processes)
 
     def _scores(self, method: MethodSpec, digest: str) -> pl.DataFrame:
         workers, tables, view = self._trainer.workers, [], self._root / "shelves" / digest

@@ -5,25 +5,40 @@ fine-tuned on its own clicks, one of them chosen on validation clicks, or none. 
 beyond the rounds, which an experiment file must own up to.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from client.worker import Worker
-from shared.adapter import Adapter, save_adapter
-from simulations.progress import Progress
+from shared.adapter import Adapter, load_adapter, save_adapter
+from simulations.comparison.worlds import view_world
+from simulations.processes import Processes
 
 RELEASE = 1  # the number that seeds a region's training; `fedshelf simulate` has one release
 
 
-def personalize_region(worker: Worker, given: Adapter, path: Path, progress: Progress) -> None:
-    """Let a region adapt what the federation gave it.
+def personalized_adapters(
+    world: Path, folder: Path, adapters: Mapping[str, Adapter], processes: Processes
+) -> dict[str, Adapter]:
+    """Let each region adapt what the federation gave it, or what is left of that.
 
     Args:
-        worker: of the region.
-        given: the federation's adapter.
-        path: where the region's own is written.
-        progress: told what the region chose.
+        world: the world's folder.
+        folder: where regions' state and results are kept.
+        adapters: of the federation, by region.
+        processes: that do it, a region each at a time.
+
+    Returns:
+        By region.
     """
-    worker.encoder.load_adapter(given)
-    record = worker.personalize(RELEASE)
-    progress.line(f"{worker.region.config.region}: {record.choice}; {record.reason}")
-    save_adapter(path, worker.encoder.adapter(), {"choice": record.choice})
+    view_world(world, folder)
+    tasks, made = [], {}
+    for region, adapter in adapters.items():
+        made[region] = folder / "adapters" / f"{region}.safetensors"
+        if not made[region].is_file():
+            given = folder / "given" / f"{region}.safetensors"
+            save_adapter(given, adapter, {})
+            of = {"region": str(folder / "regions" / region), "release": RELEASE}
+            paths = {"given": str(given), "path": str(made[region])}
+            tasks.append({"task": "personalize", **of, **paths})
+    processes.run(tasks)
+    processes.tell_all({"task": "forget", "below": str(folder)})
+    return {region: load_adapter(path) for region, path in made.items()}

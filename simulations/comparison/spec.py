@@ -141,7 +141,7 @@ class ExperimentSpec(_Strict):
         seeds: of every choice; each makes other worlds, other clicks and other training.
         rounds: of the federation, and as many passes of whoever trains without one.
         preset: of the base.
-        threads: of torch; results are bit-equal only for the same number.
+        threads: of torch, in each process; results are bit-equal only for the same number.
         device: of every region.
         curves: measure every round of federated methods on the test queries, for "rounds to reach".
         min_queries: a region with fewer test queries is shown, and no claim is made of it.

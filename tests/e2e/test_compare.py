@@ -1,6 +1,7 @@
 """`fedshelf compare` on real tiny worlds: methods as in `simulate`, and nothing done twice."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from simulations.comparison.experiment import compare
 from simulations.comparison.measure import QUADRANTS, SETS
 from simulations.comparison.spec import Experiment
 from simulations.comparison.trainings import adapter_digest
+from simulations.processes import Processes
 from simulations.queries import is_cold
 from simulations.run import Options, simulate
 
@@ -129,6 +131,13 @@ def test_few_validation_queries_adapt_nothing(compared: dict[str, Any]) -> None:
     assert rows["personalized"]["mean"] == rows["federated"]["mean"]
 
 
+class Idle(Processes):
+    """Processes that have nothing to do."""
+
+    def run(self, tasks: Iterable[Mapping[str, Any]]) -> None:
+        assert {task["task"] for task in tasks} <= {"forget"}
+
+
 def test_a_region_adapts_as_its_own_worker_does(fashion: Path, tmp_path: Path) -> None:
     """It takes the ensemble: a tiny region has too few clicks for that, unless told otherwise."""
     from client.encoders import resident_encoder
@@ -144,7 +153,8 @@ def test_a_region_adapts_as_its_own_worker_does(fashion: Path, tmp_path: Path) -
     encoder = resident_encoder(world / "base", device="cpu", fingerprint=fingerprint)
     encoder.reset(seed=7)
     initial = dict.fromkeys(("north", "south"), encoder.adapter())
-    made = personalized_adapters(world, folder, initial, quiet())
+    here = Processes(1, threads=1, progress=quiet())
+    made = personalized_adapters(world, folder, initial, here)
     assert all(made[name].keys() != initial[name].keys() for name in initial)  # ensembles
     expected = {}
     for region in initial:
@@ -155,7 +165,7 @@ def test_a_region_adapts_as_its_own_worker_does(fashion: Path, tmp_path: Path) -
     assert {name: adapter_digest(one) for name, one in made.items()} == {
         name: adapter_digest(one) for name, one in expected.items()
     }
-    again = personalized_adapters(world, folder, {}, quiet())  # trains nothing
+    again = personalized_adapters(world, folder, initial, Idle(1, threads=1, progress=quiet()))
     assert {name: adapter_digest(one) for name, one in again.items()} == {
         name: adapter_digest(one) for name, one in made.items()
     }
@@ -314,7 +324,7 @@ def test_a_mistake_is_one_line(
 def test_ctrl_c_is_no_traceback(
     fashion: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("simulations.comparison.experiment.compare", interrupted)
