@@ -44,7 +44,7 @@ class RunProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._tasks = dict[int, rich.TaskID]()
+        self._tasks, self._titles = dict[int, rich.TaskID](), dict[int, str]()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -83,9 +83,10 @@ class RunProgress:
         task = self._tasks[place]
 
         def report(done: int, total: int) -> None:
-            self._bars.update(
-                task, description=f"  {title}", completed=done, total=total, visible=True
-            )
+            if self._titles.get(place) != title:
+                self._titles[place] = title
+                self._bars.reset(task, description=f"  {title}")  # its clock is of what it shows
+            self._bars.update(task, completed=done, total=total, visible=True)
 
         return report
 
