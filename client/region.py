@@ -267,8 +267,9 @@ def _check_photos(
 ) -> tuple[pl.DataFrame, list[str]]:
     """Decode every photo once; returns the rows and the sha256 of each photo ("" without one)."""
     Image.init()  # not thread-safe, so before the threads
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        photos = list(pool.map(partial(_read_photo, folder), rows["image"]))
+    with ThreadPoolExecutor(DECODE_THREADS) as pool:  # which starts none where there is no photo
+        read = pool.map(partial(_read_photo, folder), rows["image"].drop_nulls())
+        photos = [_Photo() if name is None else next(read) for name in rows["image"]]
     problems = pl.Series([photo.problem for photo in photos], dtype=pl.String)
     for problem in problems.filter(problems != "").unique(maintain_order=True):
         bad = pl.lit(problems == problem)
@@ -277,9 +278,7 @@ def _check_photos(
     return rows, [photo.digest for photo in photos]
 
 
-def _read_photo(folder: Path, name: str | None) -> _Photo:
-    if name is None:
-        return _Photo()
+def _read_photo(folder: Path, name: str) -> _Photo:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         return _Photo(problem="image: outside the images folder")
     try:

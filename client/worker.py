@@ -42,7 +42,7 @@ from shared.retrieval.manifest import read_pointer
 from shared.wire import GATE, LOCAL, MATRIX, PROTOCOL_VERSION, ROUND, Description, Difference
 
 MAX_WORKERS = 256  # that stay in one process; a simulation of more opens regions again
-_WORKERS: dict[Path, "Worker"] = {}  # the one that was used last comes last
+_WORKERS: dict[Path, "Worker"] = {}  # in the order in which they were opened
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,18 @@ class Trained:
 
 
 def get_worker(folder: Path) -> "Worker":
-    """The process's one worker of a region folder; beyond `MAX_WORKERS` the least recent goes."""
+    """The process's one worker of a region folder.
+
+    Beyond `MAX_WORKERS` the one that was opened last goes: a simulation asks all regions in turn,
+    so if the least recently used went, each would be gone when its turn comes again.
+    """
     key = folder.resolve()
-    worker = _WORKERS.pop(key, None)
-    _WORKERS[key] = worker = worker or Worker(open_region(key))
-    if len(_WORKERS) > MAX_WORKERS:
-        del _WORKERS[next(iter(_WORKERS))]
-    return worker
+    if key not in _WORKERS:
+        worker = Worker(open_region(key))
+        if len(_WORKERS) >= MAX_WORKERS:
+            _WORKERS.popitem()
+        _WORKERS[key] = worker
+    return _WORKERS[key]
 
 
 @cache  # reading it takes longer than the rest of a description

@@ -9,7 +9,7 @@ takes each as it is checked, so that memory does not grow with the cohort.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from flwr.app import (
@@ -38,6 +38,7 @@ from shared.exchanges import digest
 from shared.records import record_bytes
 
 Checked = TypeVar("Checked")
+_NAMED = 5  # of refused regions, in one line
 
 
 class CheckedFedAvg(FedAvg):
@@ -215,8 +216,15 @@ class CheckedFedAvg(FedAvg):
         share = self._config.quorum * len(self._cohort)
         needed = max(math.ceil(share - 1e-9), 1)  # 0.07 * 100 is 7.000000000000001
         if accepted < needed:
-            reasons = "; ".join(f"{r['region']}: {r['reason']}" for r in self.record.rejected)
             raise FederationError(
                 f"round {self.record.round}: {accepted} of {len(self._cohort)} regions answered "
-                f"well, the quorum is {needed} ({reasons}); mend those regions and run again"
+                f"well, the quorum is {needed} ({_reasons(self.record.rejected)}); mend those "
+                "regions and run again"
             )
+
+
+def _reasons(rejected: Sequence[Mapping[str, str]]) -> str:
+    """Who was refused and why: the first of them, and how many others."""
+    told = [f"{one['region']}: {one['reason']}" for one in rejected[:_NAMED]]
+    more = len(rejected) - len(told)
+    return "; ".join(told) + (f"; and {more:,} more" if more else "")

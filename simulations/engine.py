@@ -10,6 +10,7 @@ import copy
 import json
 import logging
 import os
+import resource
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ FLOWER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 _FIRST_NODE_ID = 2  # 1 is the server's
+_MANY_FILES = 65_536
 _AHEAD = 8  # messages that each process has, at work and waiting
 
 
@@ -243,6 +245,7 @@ def run_engine(
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     if engine == "local":
+        _allow_open_files()
         if processes is None or processes.number == 1:
             grid = LocalGrid(client_app, num_regions, run_config)
         else:
@@ -253,6 +256,14 @@ def run_engine(
         _run_flower(server_app, client_app, run_config, num_regions)
     else:
         raise ConfigError(f'engine "{engine}" is unknown; choose one of {", ".join(ENGINES)}')
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this process have: every open region maps some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MANY_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _places(run: Path, regions: int, number: int) -> list[int]:

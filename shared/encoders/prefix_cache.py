@@ -28,6 +28,7 @@ from shared.encoders.text import TextTower
 from shared.errors import DataError
 
 BATCH = 128
+_MAPPED_BYTES = 256 * 2**10  # less is read: a mapping keeps its file open, a simulation has many
 Progress = Callable[[int, int], None]  # items done, items in all
 
 
@@ -36,7 +37,7 @@ class TextPrefixes:
     """Activations of N texts: rows `offsets[i]:offsets[i + 1]` of `tokens` belong to text i.
 
     Attributes:
-        tokens: (T, H) float16, memory-mapped.
+        tokens: (T, H) float16, memory-mapped where they are many.
         offsets: (N + 1,) int64.
     """
 
@@ -61,7 +62,7 @@ class ImagePrefixes:
     """Activations of N photos; a row whose photo is missing holds zeros.
 
     Attributes:
-        maps: (N, ...) float16, memory-mapped.
+        maps: (N, ...) float16, memory-mapped where they are many.
         present: (N,) bool.
     """
 
@@ -349,5 +350,5 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _open(folder: Path, name: str) -> Any:
     path = folder / name
-    mode: Literal["r"] | None = "r" if path.stat().st_size > 256 else None  # empty: no mapping
+    mode: Literal["r"] | None = "r" if path.stat().st_size > _MAPPED_BYTES else None
     return np.load(path, mmap_mode=mode, allow_pickle=False)

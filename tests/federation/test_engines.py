@@ -1,6 +1,7 @@
 """The two engines run the same two apps to the same adapter."""
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +57,16 @@ def test_the_same_seed_gives_the_same_adapter_and_another_one_another(new_run: N
         ends.append(History(run / "headquarters").adapter(2))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert not all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
+
+
+def test_the_engine_opens_as_many_files_as_it_may(new_run: NewRun) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
+    try:
+        run_engine("local", run_config(new_run("run"), num_rounds=1), num_regions=2)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= soft
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_an_unknown_engine_is_named() -> None:
@@ -132,14 +143,15 @@ def test_a_region_that_was_closed_in_between_ends_with_the_same_adapter(
     assert len(roomy) == 2 and len(opened) - len(roomy) > 2 * 5
 
 
-def test_the_one_that_was_used_last_stays_open(
+def test_those_that_were_opened_first_stay_open(
     new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client.worker, "MAX_WORKERS", 2)
     folders = [new_run(name) / "regions" / "north" for name in ("a", "b", "c")]
     first, second = get_worker(folders[0]), get_worker(folders[1])
-    assert get_worker(folders[0]) is first
-    get_worker(folders[2])  # "b" has to go
+    assert get_worker(folders[1]) is second
+    third = get_worker(folders[2])  # "b" has to go
+    assert get_worker(folders[2]) is third
     assert get_worker(folders[0]) is first
     assert get_worker(folders[1]) is not second
 

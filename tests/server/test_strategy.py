@@ -303,6 +303,13 @@ def test_without_a_quorum_the_round_fails_and_every_reason_is_named() -> None:
     assert "north: region failed: ValueError" in str(e.value)
 
 
+def test_of_many_reasons_the_first_are_named() -> None:
+    regions = {f"r{number:02}": raises for number in range(12)}
+    with pytest.raises(FederationError, match="r04: region failed: ValueError; and 7 more") as e:
+        run(regions)
+    assert "r05" not in str(e.value)
+
+
 @pytest.mark.parametrize(
     ("quorum", "bad", "holds"), [(0.5, 1, True), (0.5, 2, False), (1.0, 1, False)]
 )

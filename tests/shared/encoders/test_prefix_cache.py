@@ -258,6 +258,19 @@ def test_no_photo_at_all(tmp_path: Path, encoder: Encoder) -> None:
     assert torch.equal(encoder.image_vectors(kept, np.array([0, 1])), torch.zeros(2, encoder.dim))
 
 
+def test_what_is_small_keeps_no_file_open(tmp_path: Path, encoder: Encoder) -> None:
+    """A simulation has hundreds of small regions open; a process may open a thousand files."""
+    many = [f"{number} boots" for number in range(3000)]
+    text_prefixes(tmp_path, encoder.text, BASE, TEXTS)
+    text_prefixes(tmp_path, encoder.text, BASE, many)
+    before = len(os.listdir("/proc/self/fd"))
+    small = text_prefixes(tmp_path, encoder.text, BASE, TEXTS)
+    assert len(os.listdir("/proc/self/fd")) == before
+    large = text_prefixes(tmp_path, encoder.text, BASE, many)
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # its offsets are small
+    assert isinstance(large.tokens, np.memmap) and not isinstance(small.tokens, np.memmap)
+
+
 def test_an_empty_list(tmp_path: Path, encoder: Encoder) -> None:
     for _ in range(2):  # computed, then kept
         texts = text_prefixes(tmp_path, encoder.text, BASE, [])
