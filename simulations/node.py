@@ -10,8 +10,11 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-from typing import IO
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import IO, Any
 
 import torch
 
@@ -29,6 +32,11 @@ def main() -> None:
     asked, answers = _own_streams()
     torch.set_num_threads(int(sys.argv[1]))
     told = Told(answers)
+    with suppress(BrokenPipeError, EOFError):  # whoever asked is gone
+        _answer_all(asked, told)
+
+
+def _answer_all(asked: IO[bytes], told: "Told") -> None:
     logger = logging.getLogger("fedshelf")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Logged(told))
@@ -39,16 +47,20 @@ def main() -> None:
         try:
             reply, content = TASKS[header["task"]](state, header, body)
         except FedshelfError as error:
-            write_frame(answers, {"error": type(error).__name__, "text": str(error)})
-            continue
-        write_frame(answers, reply, content)
+            reply, content = {"error": type(error).__name__, "text": str(error)}, b""
+        told.tell(reply, content)
 
 
 class Told:
-    """Bars and lines, as `RunProgress` has them, for whoever started this process."""
+    """Answers, and bars and lines as `RunProgress` has them, for whoever started this process."""
 
     def __init__(self, answers: IO[bytes]) -> None:
-        self._answers = answers
+        self._answers, self._lock = answers, threading.Lock()
+
+    def tell(self, header: Mapping[str, Any], body: bytes = b"") -> None:
+        """Send one frame, whichever thread it comes from."""
+        with self._lock:
+            write_frame(self._answers, header, body)
 
     def bar(self, title: str) -> Report:
         """A callback that shows `title` with a bar, not more often than anybody can see."""
@@ -58,18 +70,18 @@ class Told:
             nonlocal last
             if done == total or time.monotonic() - last >= _BAR_EVERY_S:
                 last = time.monotonic()
-                write_frame(self._answers, {"bar": title, "done": done, "total": total})
+                self.tell({"bar": title, "done": done, "total": total})
 
         return report
 
     def line(self, text: str) -> None:
         """Print one line."""
-        write_frame(self._answers, {"line": text})
+        self.tell({"line": text})
 
     def log(self, record: logging.LogRecord) -> None:
         """Log one record there, with its traceback if it has one."""
         text = logging.Formatter().format(record)
-        write_frame(self._answers, {"log": record.name, "level": record.levelno, "text": text})
+        self.tell({"log": record.name, "level": record.levelno, "text": text})
 
 
 class _Logged(logging.Handler):

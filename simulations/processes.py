@@ -114,8 +114,9 @@ class Processes:
             for task in tasks:
                 TASKS[task["task"]](self._here, task, b"")
             return
-        self._start()
         waiting = deque(tasks)
+        if waiting:
+            self._start()
         for future in [node.drain(waiting) for node in self._nodes]:
             future.result()
 
@@ -211,11 +212,11 @@ class _Node:
         code = self._process.wait()
         if self._stopped:
             return "interrupted"
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        return (
-            f"a process of the simulation {how}; if memory ran out, give a smaller --processes and "
-            "the same command again to go on"
-        )
+        if code < 0:
+            how = f"was killed by signal {-code}; if memory ran out, give a smaller --processes"
+        else:
+            how = f"ended with status {code}; the lines above say why"
+        return f"a process of the simulation {how}; the same command goes on where this one stopped"
 
 
 def write_frame(stream: IO[bytes], header: Header, body: bytes = b"") -> None:

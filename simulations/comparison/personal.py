@@ -39,6 +39,7 @@ def personalized_adapters(
             of = {"region": str(folder / "regions" / region), "release": RELEASE}
             paths = {"given": str(given), "path": str(made[region])}
             tasks.append({"task": "personalize", **of, **paths})
-    processes.run(tasks)
-    processes.tell_all({"task": "forget", "below": str(folder)})
+    if tasks:
+        processes.run(tasks)
+        processes.tell_all({"task": "forget", "below": str(folder)})
     return {region: load_adapter(path) for region, path in made.items()}
