@@ -66,6 +66,13 @@ class RegionData:
         )
 
     @cached_property
+    def file_bytes(self) -> int:
+        """Of catalog and click log on disk."""
+        data = self.region.config.data
+        paths = [self.region.folder / name for name in (data.catalog, data.clicks)]
+        return sum(path.stat().st_size for path in paths if path.is_file())
+
+    @cached_property
     def _clicks(self) -> pl.DataFrame:
         return read_clicks(self.region)
 

@@ -41,7 +41,12 @@ from shared.retrieval.hybrid import Tuned
 from shared.retrieval.manifest import read_pointer
 from shared.wire import GATE, LOCAL, MATRIX, PROTOCOL_VERSION, ROUND, Description, Difference
 
-MAX_WORKERS = 256  # that stay in one process; a simulation of more opens regions again
+# What stays open in one process: so many regions, and more while their files are small. A
+# simulation of more opens regions again.
+MAX_WORKERS = 256
+MAX_BYTES = (
+    16 * 2**20
+)  # catalogs and click logs together; a thousand of 50 products and 60 requests
 _WORKERS: dict[Path, "Worker"] = {}  # in the order in which they were opened
 
 
@@ -71,16 +76,22 @@ class Trained:
 def get_worker(folder: Path) -> "Worker":
     """The process's one worker of a region folder.
 
-    Beyond `MAX_WORKERS` the one that was opened last goes: a simulation asks all regions in turn,
-    so if the least recently used went, each would be gone when its turn comes again.
+    Where there is no room, the one that was opened last goes: a simulation asks all regions in
+    turn, so if the least recently used went, each would be gone when its turn comes again.
     """
     key = folder.resolve()
     if key not in _WORKERS:
         worker = Worker(open_region(key))
-        if len(_WORKERS) >= MAX_WORKERS:
+        if not _has_room():
             _WORKERS.popitem()
         _WORKERS[key] = worker
     return _WORKERS[key]
+
+
+def _has_room() -> bool:
+    if len(_WORKERS) < MAX_WORKERS:
+        return True
+    return sum(worker.file_bytes for worker in _WORKERS.values()) < MAX_BYTES
 
 
 @cache  # reading it takes longer than the rest of a description

@@ -15,12 +15,13 @@ from small_world import run_config
 
 import client.worker
 from client.region import Region, open_region
-from client.worker import get_worker
+from client.worker import forget_workers, get_worker
 from server.history import History
 from shared.errors import ConfigError
 from simulations.engine import LocalGrid, run_engine
 
 NewRun = Callable[[str], Path]
+FILES = ("catalog.parquet", "clicks.parquet")
 FLOWER = """
 import json, sys, torch
 from simulations.engine import run_engine
@@ -133,6 +134,7 @@ def test_a_region_that_was_closed_in_between_ends_with_the_same_adapter(
 
     monkeypatch.setattr(client.worker, "open_region", opening)
     ends = []
+    monkeypatch.setattr(client.worker, "MAX_BYTES", 0)
     for name, room in (("roomy", 2), ("tight", 1)):
         monkeypatch.setattr(client.worker, "MAX_WORKERS", room)
         run = new_run(name)
@@ -147,6 +149,7 @@ def test_those_that_were_opened_first_stay_open(
     new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client.worker, "MAX_WORKERS", 2)
+    monkeypatch.setattr(client.worker, "MAX_BYTES", 0)
     folders = [new_run(name) / "regions" / "north" for name in ("a", "b", "c")]
     first, second = get_worker(folders[0]), get_worker(folders[1])
     assert get_worker(folders[1]) is second
@@ -154,6 +157,19 @@ def test_those_that_were_opened_first_stay_open(
     assert get_worker(folders[2]) is third
     assert get_worker(folders[0]) is first
     assert get_worker(folders[1]) is not second
+
+
+def test_more_small_regions_stay_open(new_run: NewRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.worker, "MAX_WORKERS", 1)
+    run = new_run("run")
+    north, south = (run / "regions" / name for name in ("north", "south"))
+    first, second = get_worker(north), get_worker(south)
+    assert get_worker(north) is first and get_worker(south) is second
+    forget_workers()
+    bytes_of_north = sum((north / name).stat().st_size for name in FILES)
+    monkeypatch.setattr(client.worker, "MAX_BYTES", bytes_of_north)
+    first, second = get_worker(north), get_worker(south)
+    assert get_worker(north) is not first and get_worker(south) is not second
 
 
 def test_a_reply_is_made_when_it_is_asked_for() -> None:

@@ -112,6 +112,12 @@ def two() -> Any:
         yield started
 
 
+def test_nothing_to_do_starts_nothing() -> None:
+    with Processes(2, threads=1, progress=Heard()) as idle:  # type: ignore[arg-type]
+        idle.run([])
+        assert idle.peak_bytes() == 0
+
+
 def test_an_error_over_there_is_the_same_error_here(two: Processes, tmp_path: Path) -> None:
     task = {"task": "personalize", "region": str(tmp_path / "nobody"), "given": "", "path": ""}
     with pytest.raises(ConfigError, match="nobody") as remote:
