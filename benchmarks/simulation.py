@@ -124,7 +124,7 @@ def federate(run: Path, engine: str, *, rounds: int, processes: int = 1) -> dict
         run: from `make_run`.
         engine: "local" or "flower".
         rounds: of the federation.
-        processes: that share the regions and torch's threads, under "local".
+        processes: that share the regions and torch's threads; under "flower" its actors.
 
     Returns:
         `seconds` in all, those of each round from round 0, and `peak_bytes` of this process and

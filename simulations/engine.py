@@ -49,6 +49,7 @@ class Answering(Protocol):
     """Processes that answer messages (`simulations.processes`)."""
 
     number: int
+    threads: int  # of torch, in each
 
     def submit(
         self, place: int, header: Mapping[str, Any], body: bytes
@@ -234,7 +235,8 @@ def run_engine(
         engine: "local" or "flower".
         run_config: for both apps; names the run's folder.
         num_regions: simulated nodes.
-        processes: that share the regions under "local"; None for this process alone.
+        processes: that share the regions under "local"; under "flower" there are as many actors.
+            None for this process alone, and as many actors as there are cores for its threads.
 
     Raises:
         ConfigError: no such engine.
@@ -253,7 +255,7 @@ def run_engine(
             grid = SharedGrid(client_app, places, run_config, processes)
         _run_local(server_app, grid, run_config)
     elif engine == "flower":
-        _run_flower(server_app, client_app, run_config, num_regions)
+        _run_flower(server_app, client_app, run_config, num_regions, processes)
     else:
         raise ConfigError(f'engine "{engine}" is unknown; choose one of {", ".join(ENGINES)}')
 
@@ -281,14 +283,20 @@ def _run_local(server_app: ServerApp, grid: Grid, run_config: Mapping[str, Any])
 
 
 def _run_flower(
-    server_app: ServerApp, client_app: ClientApp, run_config: Mapping[str, Any], nodes: int
+    server_app: ServerApp,
+    client_app: ClientApp,
+    run_config: Mapping[str, Any],
+    nodes: int,
+    processes: Answering | None,
 ) -> None:
     """Flower's Python API passes no run config on, so it goes through the environment."""
     from flwr.simulation import run_simulation
 
-    # As many actors as there are cores for them.
-    threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-    resources: dict[str, Any] = {"client_resources": {"num_cpus": threads, "num_gpus": 0.0}}
+    # Ray starts an actor for every so many cores.
+    cores = os.cpu_count() or 1
+    threads = processes.threads if processes else min(torch.get_num_threads(), cores)
+    each = max(1, cores // processes.number) if processes else threads
+    resources: dict[str, Any] = {"client_resources": {"num_cpus": each, "num_gpus": 0.0}}
     variables = {
         RUN_CONFIG_VARIABLE: json.dumps(dict(run_config)),
         "OMP_NUM_THREADS": str(threads),

@@ -71,9 +71,8 @@ class Processes:
     """
 
     def __init__(self, number: int, *, threads: int, progress: RunProgress) -> None:
-        self.number = number
-        self._here = State(progress)
-        self._threads, self._progress = threads, progress
+        self.number, self.threads = number, threads
+        self._here, self._progress = State(progress), progress
         self._nodes: list[_Node] = []
         self._running = ExitStack()
 
@@ -126,7 +125,7 @@ class Processes:
 
     def _start(self) -> None:
         while len(self._nodes) < self.number:
-            node = _Node(len(self._nodes), self._threads, self._progress)
+            node = _Node(len(self._nodes), self.threads, self._progress)
             self._nodes.append(self._running.enter_context(node))
 
 
