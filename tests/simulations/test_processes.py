@@ -52,8 +52,8 @@ def machine(
         (24, 50, "auto", True, 8, 4, 1),
         (24, 50, "cuda", False, 8, 4, 1),
         (24, 50, "cpu", True, 2, 4, 2),
-        (8, 50, "cpu", False, 8, 12, 3),  # 4 GiB hold three of 1.2
-        (16, 1500, "cpu", False, 8, 4, 1),
+        (16, 50, "cpu", False, 8, 12, 2),  # 8 GiB hold two of 2.7
+        (24, 1500, "cpu", False, 8, 4, 1),
         (2, 50, "cpu", False, 8, 4, 1),
     ],
 )
