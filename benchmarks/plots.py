@@ -123,7 +123,10 @@ PICTURES: Final = (
         "regions",
         "Regions in a simulation, engine local",
         "regions",
-        (Panel("milliseconds a client-round", (CLIENT_ROUND,)), _MEMORY),
+        (
+            Panel("milliseconds a client-round", (CLIENT_ROUND,)),
+            Panel("peak memory of all processes, added up", (PEAK,)),
+        ),
     ),
     Picture("rank", "Rank of the LoRA factors", "rank", (*_LEARNING, _MEMORY)),
     Picture(
