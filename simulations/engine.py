@@ -41,7 +41,7 @@ FLOWER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 _FIRST_NODE_ID = 2  # 1 is the server's
-_MANY_FILES = 65_536
+_MANY_FILES = 65_536  # open at once, where the system sets no limit
 _AHEAD = 8  # messages that each process has, at work and waiting
 
 
