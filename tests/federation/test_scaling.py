@@ -74,8 +74,6 @@ def test_every_kind_is_measured_and_drawn(
     assert points.keys() == sizes | cuts | {("image size", 32), ("image size", 48)}
     for picture in PICTURES:
         names = {name for panel in picture.panels for name in panel.names}
-        if picture.section == "regions":
-            names.remove(scaling.AT_START)
         for point in (p for p in points.values() if p.section == picture.section):
             assert all(value(point, name) > 0 for name in names), picture.section
     assert len(draw_all(tmp_path / "bench.json", tmp_path / "docs")) == len(PICTURES)
