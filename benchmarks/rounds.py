@@ -62,7 +62,7 @@ def measure_rounds(report: Report, run: Path, scratch: Path, *, rounds: int) -> 
     if number > 1:
         _put_down_shared(report, History(other / "headquarters"), took, f"{number} processes")
     peak = alone(threads, go_on, copy, rounds + 2, seed, regions).peak_bytes
-    report.add(SECTION, f"{regions} regions, peak memory", peak, "bytes")
+    report.add(SECTION, f"{regions} regions, one process, peak memory", peak, "bytes")
     adapter = History(run / "headquarters").adapter(0)
     for encoding in ("float32", "float16", "int8"):
         reply = train_reply(adapter, encoding=encoding, num_examples=1, loss=0.0, seconds=0.0)

@@ -41,12 +41,11 @@ from shared.retrieval.hybrid import Tuned
 from shared.retrieval.manifest import read_pointer
 from shared.wire import GATE, LOCAL, MATRIX, PROTOCOL_VERSION, ROUND, Description, Difference
 
-# What stays open in one process: so many regions, and more while their files are small. A
-# simulation of more opens regions again.
+# What stays open in one process: so many regions, and more while their catalogs and click logs
+# together are small, as are 1,500 of 50 products and 60 requests. A simulation of more opens
+# regions again.
 MAX_WORKERS = 256
-MAX_BYTES = (
-    16 * 2**20
-)  # catalogs and click logs together; a thousand of 50 products and 60 requests
+MAX_BYTES = 16 * 2**20
 _WORKERS: dict[Path, "Worker"] = {}  # in the order in which they were opened
 
 

@@ -33,7 +33,7 @@ from simulations.tasks import TASKS, State
 GIB = 2**30
 _LENGTHS = struct.Struct(">IQ")
 _STOP_S = 10.0  # a process that is told to end has so long
-_PROCESS_BYTES = 2.5 * GIB  # of one process beside its weights, as measured on long batches
+_PROCESS_BYTES = 2.5 * GIB  # of one process beside its weights, as those of the demo take
 _COPIES = 4  # of a base's weights: as read, in float32, and gradients and moments at worst
 
 Header = Mapping[str, Any]

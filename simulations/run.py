@@ -233,9 +233,8 @@ def _baselines(
     run_config: RunConfig, run: Path, processes: Processes, progress: RunProgress
 ) -> None:
     """All data in one place, which takes longest, and each region alone."""
-    names = {None: "centralized"} | {
-        path.name: f"local-{path.name}" for path in sorted((run / "regions").iterdir())
-    }
+    regions = sorted(path.parent.name for path in (run / "regions").glob("*/region.toml"))
+    names = {None: "centralized"} | {region: f"local-{region}" for region in regions}
     with progress.stage("baselines", "Baselines: all data in one place, and each region alone"):
         processes.run(
             {

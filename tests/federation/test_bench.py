@@ -68,7 +68,7 @@ def test_a_round_is_never_shorter_than_the_training_in_it(finished: Path) -> Non
     assert whole["value"] >= both["value"] >= 1
     shared = found["2 regions, 2 processes, round / local training one after another"]
     assert shared["value"] > 0
-    assert found["2 regions, peak memory"]["value"] == 2**30
+    assert found["2 regions, one process, peak memory"]["value"] == 2**30
     sizes = [found[f"an update, {e}"]["value"] for e in ("float32", "float16", "int8")]
     assert sizes == sorted(sizes, reverse=True)
     assert sorted(path for path in finished.rglob("*") if "headquarters" in path.parts) == before
