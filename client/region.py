@@ -238,6 +238,8 @@ def _merge_overlay(
 ) -> tuple[pl.DataFrame, int, list[str]]:
     """The rows as the service's overlay changes them, its last number, and what it may retire."""
     changes = read_changes(overlay.path)
+    if not changes:
+        return rows.with_columns(pl.col(ROW).cast(pl.Int64), pl.lit(False).alias(_CHANGED)), 0, []
     merged, caught_up = merge(rows, changes)
     if rows.height and not merged.height:
         raise DataError(
@@ -254,7 +256,7 @@ def _merge_overlay(
     merged = merged.join(numbers, on="product_id", how="left", maintain_order="left")
     row = pl.coalesce(pl.col(ROW).cast(pl.Int64), "seq")
     numbered = merged.with_columns(row.alias(ROW), pl.col(ROW).is_null().alias(_CHANGED))
-    return numbered.drop("seq"), max((change.seq for change in changes), default=0), caught_up
+    return numbered.drop("seq"), changes[-1].seq, caught_up
 
 
 class _Photo(NamedTuple):

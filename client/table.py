@@ -9,7 +9,7 @@ column's name. Only known column names are named.
 import gzip
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Table:
         """
         raw = self._read_raw()
         self._check_form(raw, required)
-        rows = raw.select(ROW, *(_typed(raw, name, dtype) for name, dtype in columns.items()))
+        rows = _in_types(raw, columns)
         for name in [name for name in columns if name in raw.columns]:
             if rows[name].null_count() == raw[name].null_count():  # as it is in most files
                 continue
@@ -202,67 +202,92 @@ def _is_blank(column: pl.Series) -> pl.Series:
     return column.str.strip_chars() == ""
 
 
-def _typed(raw: pl.DataFrame, name: str, dtype: pl.DataType) -> pl.Series:
-    """One column in the wanted type; null where it is absent, blank or unsound."""
-    if name not in raw.columns:
-        return pl.Series(name, [None] * raw.height, dtype)
+def _in_types(raw: pl.DataFrame, columns: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Columns in the wanted types, and rows' numbers; null where absent, blank or unsound."""
+    typed = {name: _typed(raw, name, dtype) for name, dtype in columns.items()}
     try:
-        return _CASTS[type(dtype)](raw[name]).cast(dtype).alias(name)
-    except pl.exceptions.PolarsError:  # no cast between these types at all
+        return raw.select(ROW, **typed)
+    except pl.exceptions.PolarsError:  # some column cannot be cast to its type at all
+        return raw.select(
+            ROW, *(_evaluated(raw, name, typed[name], columns[name]) for name in typed)
+        )
+
+
+def _evaluated(raw: pl.DataFrame, name: str, typed: pl.Expr, dtype: pl.DataType) -> pl.Series:
+    """One of them by itself, all null if it cannot be cast."""
+    try:
+        return raw.select(ROW, typed.alias(name))[name]
+    except pl.exceptions.PolarsError:
         return pl.Series(name, [None] * raw.height, dtype)
 
 
-def _to_text(column: pl.Series) -> pl.Series:
+def _typed(raw: pl.DataFrame, name: str, dtype: pl.DataType) -> pl.Expr:
+    if name not in raw.columns:
+        return pl.lit(None, dtype)
+    return _CASTS[type(dtype)](pl.col(name), raw.schema[name]).cast(dtype)
+
+
+def _unless(bad: pl.Expr, value: pl.Expr) -> pl.Expr:
+    """Null where it is bad; a comparison with null is not bad."""
+    return pl.when(bad).then(None).otherwise(value)
+
+
+def _to_text(column: pl.Expr, _: pl.DataType) -> pl.Expr:
     text = column.cast(pl.String, strict=False)
-    return text.set(_is_blank(text), None)
+    return _unless(text.str.strip_chars() == "", text)
 
 
-def _to_float(column: pl.Series) -> pl.Series:
-    text_or_number = column.str.strip_chars() if column.dtype == pl.String else column
+def _to_float(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    text_or_number = column.str.strip_chars() if dtype == pl.String else column
     number = text_or_number.cast(pl.Float64, strict=False)
-    return number.set(~number.is_finite(), None)
+    return _unless(~number.is_finite(), number)
 
 
-def _to_int(column: pl.Series) -> pl.Series:
+def _to_int(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """Whole numbers; "12.0" is one, since pandas writes integers so where a cell is missing."""
-    if column.dtype.is_integer():
+    if dtype.is_integer():
         return column.cast(pl.Int64, strict=False)
-    number = _to_float(column)
-    return number.set(number != number.floor(), None).cast(pl.Int64, strict=False)
+    number = _to_float(column, dtype)
+    return _unless(number != number.floor(), number).cast(pl.Int64, strict=False)
 
 
-def _to_bool(column: pl.Series) -> pl.Series:
+def _to_bool(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    if dtype == pl.Boolean:
+        return column
     words = column.cast(pl.String).str.strip_chars().str.to_lowercase()
     return words.replace_strict(_TRUTH, default=None, return_dtype=pl.Boolean)
 
 
-def _to_time(column: pl.Series) -> pl.Series:
+def _to_time(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """Times in UTC; a time without a zone is taken as UTC."""
-    if column.dtype == pl.String:
+    if dtype == pl.String:
         return _parse_time(column)
-    if getattr(column.dtype, "time_zone", None) is not None:
+    if getattr(dtype, "time_zone", None) is not None:
         return column.dt.convert_time_zone("UTC")
-    if column.dtype.is_temporal():
+    if dtype.is_temporal():
         return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    return pl.Series([None] * len(column), dtype=pl.Datetime("us", "UTC"))
+    return pl.lit(None, pl.Datetime("us", "UTC"))
 
 
-def _parse_time(column: pl.Series) -> pl.Series:
-    text = pl.col("text").str.strip_chars()
+def _parse_time(column: pl.Expr) -> pl.Expr:
+    text = column.str.strip_chars()
     midnight = text + pl.lit("T00:00:00")
     tries = [_strptime(text, form) for form in _TIME_FORMATS]
-    both = pl.coalesce(*tries, _strptime(midnight, _TIME_FORMATS[1]))
-    return column.to_frame("text").select(both)["text"]
+    return pl.coalesce(*tries, _strptime(midnight, _TIME_FORMATS[1]))
 
 
 def _strptime(text: pl.Expr, form: str) -> pl.Expr:
     return text.str.to_datetime(form, time_unit="us", time_zone="UTC", strict=False)
 
 
-def _to_attributes(column: pl.Series) -> pl.Series:
+def _to_attributes(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """Key-value lists as Parquet keeps a map, or a JSON object as text."""
-    if column.dtype != pl.String:
+    if dtype != pl.String:
         return column
+    return column.map_batches(_json_pairs_of, return_dtype=CATALOG_COLUMNS["attributes"])
+
+
+def _json_pairs_of(column: pl.Series) -> pl.Series:
     return pl.Series([_json_pairs(text) for text in column], dtype=CATALOG_COLUMNS["attributes"])
 
 

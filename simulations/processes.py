@@ -135,7 +135,8 @@ class _Node:
     def __init__(self, place: int, threads: int, progress: RunProgress) -> None:
         self._place, self._progress, self._stopped = place, progress, False
         command = [sys.executable, "-m", "simulations.node", str(threads)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        limits = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS"), str(threads))
+        environment = {**os.environ, **limits}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )

@@ -10,12 +10,13 @@ distances too, are the weighted means of both: an ensemble of two encoders in on
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -375,11 +376,21 @@ class Encoder:
         roots = math.sqrt(1 - self._share), math.sqrt(self._share)
         return np.hstack([np.float32(r) * part for r, part in zip(roots, parts, strict=True)])
 
+    @contextmanager
+    def _bare_text(self) -> Iterator[None]:
+        """Without the text tower's adapter; peft's own context reads every layer's state first."""
+        layers: Any = self.text.peft.base_model
+        layers.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            layers.enable_adapter_layers()
+
     @torch.inference_mode()
     def base_text_matrix(self, texts: TextPrefixes, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Unit vectors (B, D) that the base alone gives the kept texts `rows` (B,)."""
         vectors = np.zeros((len(rows), self.tower_dim), dtype=np.float32)
-        with self.text.peft.disable_adapter():
+        with self._bare_text():
             for batch in batches_by_length(texts.lengths()[rows]):
                 vectors[batch] = self.text_vectors(texts, rows[batch]).cpu().numpy()
         return vectors
