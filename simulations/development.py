@@ -18,11 +18,17 @@ of them and the clicks stay, and nothing is written. (The clicks are those that 
 lists of the run's base, which fused and compared by the defaults.)
 
 With --personalize each region then makes its candidates (docs/personalization.md) from the last
-round, by the settings in its `region.toml`, without the held-out clicks too. A line says what each
-candidate would do if every region took it, and the last one what the regions choose:
+round, by the settings in its `region.toml` and, as everywhere, by the defaults of a run, without
+the held-out clicks too. A line says what each candidate would do if every region took it, and the
+last one what the regions choose:
 
     gain        nDCG@10 on `own` less that of the last round, mean over the regions
     worst       the same, of the region that loses most or gains least
+
+With --ensembles each region trains alone on parts of what it was asked, and a line tells the
+examples that it had (a part without any is left out) and nDCG@10 on `own` of the ensemble by the
+share of the adapter trained alone: 0 is the last round, which has seen all of the examples, and 1
+is training alone.
 """
 
 import argparse
@@ -44,7 +50,7 @@ from client.evaluation import K, mean_metrics, rank
 from client.known_items import known_items_of, make_known_items
 from client.objective import TrainingData, make_training_data
 from client.personal import RELEASE
-from client.personalization import choose, make_candidates
+from client.personalization import choose, make_candidates, train_alone
 from client.region import open_region
 from client.statistics import encoding_statistics
 from client.training import order_seed, train
@@ -52,7 +58,7 @@ from client.worker import Worker
 from server.aggregator import Aggregator, Outcome
 from server.history import History
 from server.statistics import FederationStatistics
-from shared.adapter import Adapter
+from shared.adapter import Adapter, paired
 from shared.config import (
     DISTANCES,
     FUSIONS,
@@ -60,6 +66,7 @@ from shared.config import (
     TrainConfig,
     parse_knobs,
     parse_run_config,
+    run_defaults,
 )
 from shared.encoders.base import read_base
 from shared.encoders.encoder import Encoder, pick_device
@@ -76,6 +83,8 @@ HELD_OUT: Final = 0.15  # of the queries asked in training
 TITLE_QUERIES: Final = 1500
 MAX_ANSWERS: Final = 400  # words that more products have find nothing in particular
 CHOSEN: Final = "chosen"
+PARTS: Final = (0.1, 0.2, 0.4, 1.0)  # of the queries that a region was asked
+SHARES: Final = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # of an adapter trained alone
 _TITLES_SEED: Final = 1  # not the one that known items are trained with
 
 
@@ -111,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--personalize", action="store_true", help="and adapt the last round")
+    parser.add_argument("--ensembles", action="store_true", help="and ensembles, by examples")
     parser.add_argument("--fusion", help=f"{', '.join(FUSIONS)}; the base's own by default")
     parser.add_argument("--distance", help=f"{', '.join(DISTANCES)}; the base's own by default")
     given = parser.parse_args(arguments)
@@ -120,7 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(given.threads)
         config = _config(given.run, given.rounds, given.knobs, given.seed)
         workers = _workers(given.run, _clicks_config(given.clicks), given.fusion, given.distance)
-        _federate(given.run, workers, config, personalize=given.personalize)
+        development = develop(given.run, workers)
+        adapter = _federate(given.run, workers, development, config)
+        if given.personalize:
+            _say_personal(workers, development, adapter)
+        if given.ensembles:
+            _say_ensembles(workers, development, adapter)
     except FedshelfError as error:
         sys.exit(f"error: {error}")
 
@@ -247,10 +262,36 @@ def personal_gains(
     return gains | {CHOSEN: found[choice] - found[RELEASE]}
 
 
+def ensemble_figures(
+    worker: Worker, data: TrainingData, tests: TestSet, adapter: Adapter, config: TrainConfig
+) -> dict[float, float]:
+    """What an ensemble with an adapter trained alone reaches on a region's held-out queries.
+
+    Args:
+        worker: of the region.
+        data: what it trains on alone.
+        tests: its held-out queries.
+        adapter: in the place of a release.
+        config: of a round.
+
+    Returns:
+        nDCG@10 by the share of the adapter trained alone; 0 is the release, 1 that adapter.
+    """
+    encoder, settings = worker.encoder, worker.region.config.personalization
+    train_alone(encoder, data, config, settings, seed=[*worker.region.config.region.encode()])
+    alone, asked = encoder.adapter(), worker.query_prefixes(tests.queries)
+    between = {share: paired(adapter, alone, share) for share in SHARES}
+    found = dict[float, float]()
+    for share, candidate in {0.0: adapter, **between, 1.0: alone}.items():
+        encoder.load_adapter(candidate)
+        found[share] = _ndcg(rank(encoder, worker.products, asked, k=K), tests)
+    return found
+
+
 def _federate(
-    run: Path, workers: Sequence[Worker], config: FederationConfig, *, personalize: bool
-) -> None:
-    development = develop(run, workers)
+    run: Path, workers: Sequence[Worker], development: Development, config: FederationConfig
+) -> Adapter:
+    """All rounds, a line each; what the last one ended with."""
     data = [
         worker.prepared(training_without(worker, development.texts), config.train_config(1))
         for worker in workers
@@ -262,14 +303,40 @@ def _federate(
         outcome = _round(workers, data, config, number, adapter, memory)
         adapter, memory = outcome.adapter, outcome.memory
         _say(f"round {number}", measure(workers, development, adapter))
-    if personalize:
-        gains = [
-            personal_gains(worker, part, tests, adapter, config.train_config(1))
-            for worker, part, tests in zip(workers, data, development.own, strict=True)
-        ]
-        for name in gains[0]:
-            values = [by_name[name] for by_name in gains]
-            _say(name, {"gain": float(np.mean(values)), "worst": min(values)})
+    return adapter
+
+
+def _say_personal(workers: Sequence[Worker], development: Development, adapter: Adapter) -> None:
+    """What candidates give, and what the regions choose."""
+    config = run_defaults().train_config(1)
+    gains = [
+        personal_gains(worker, training_without(worker, development.texts), tests, adapter, config)
+        for worker, tests in zip(workers, development.own, strict=True)
+    ]
+    for name in gains[0]:
+        values = [by_name[name] for by_name in gains]
+        _say(name, {"gain": float(np.mean(values)), "worst": min(values)})
+
+
+def _say_ensembles(workers: Sequence[Worker], development: Development, adapter: Adapter) -> None:
+    """A line for each region and part of its queries: what it has, and what each share reaches."""
+    config = run_defaults().train_config(1)
+    for worker, tests in zip(workers, development.own, strict=True):
+        for part in PARTS:
+            kept_out = development.texts | _left_out(worker, part)
+            data = training_without(worker, kept_out)
+            if not len(data.examples.weight):
+                continue
+            found = ensemble_figures(worker, data, tests, adapter, config)
+            told = {f"{share:g}": figure for share, figure in found.items()}
+            region, examples = worker.region.config.region, len(data.examples.weight)
+            _say(f"{region}: {examples} examples, {len(tests.queries)} queries", told)
+
+
+def _left_out(worker: Worker, part: float) -> set[str]:
+    """Normalized texts of queries that are not in a part of what a region was asked."""
+    asked = {normalize(text) for text in worker.examples.queries}
+    return {text for text in asked if share_of(text, salt="part") >= part}
 
 
 def _initial(run: Path, encoder: Encoder) -> Adapter:

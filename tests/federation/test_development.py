@@ -9,7 +9,14 @@ import pytest
 
 from client.worker import Worker
 from simulations import development
-from simulations.development import develop, main, title_queries, training_without
+from simulations.development import (
+    PARTS,
+    SHARES,
+    develop,
+    main,
+    title_queries,
+    training_without,
+)
 from simulations.queries import is_test, normalize
 
 TITLES = ["Red Boots", "red boots xl", "Blue Hat", "a b", "boots red"]
@@ -83,6 +90,27 @@ def test_each_round_is_a_line_and_the_same_choice_the_same_figures(
         changed = lines(*choice)
         assert changed[0] == told[0]
         assert changed[1:] != told[1:]
+
+
+def test_ensembles_are_told_by_share_and_by_what_was_trained_on(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(run), "--rounds", "1", "--ensembles"])
+    base, first, *told = capsys.readouterr().out.splitlines()
+    assert (base.split()[0], first.split()[0]) == ("base", "round")
+    released = []
+    for number, region in enumerate(("north", "south")):
+        lines = told[len(PARTS) * number :][: len(PARTS)]
+        assert all(line.startswith(f"{region}: ") for line in lines)
+        examples = [int(line.split()[1]) for line in lines]
+        assert examples == sorted(examples)  # each part holds the one before
+        assert examples[0] < examples[-1]
+        reached = [dict(pair.split() for pair in line.split("  ")[1:]) for line in lines]
+        assert all([float(share) for share in found] == [0, *SHARES, 1] for found in reached)
+        assert len({found["0"] for found in reached}) == 1  # whose adapter is the same
+        assert len({found["1"] for found in reached}) > 1
+        released.append(float(reached[0]["0"]))
+    assert float(first.split("own ")[1].split()[0]) == pytest.approx(sum(released) / 2, abs=1e-4)
 
 
 @pytest.mark.parametrize(
