@@ -9,7 +9,8 @@ The candidates beside the release as it is:
                forgets less of what the other regions taught
     ensemble   the release beside an adapter that the region trains alone, from the base: every
                similarity is a weighted mean of both (the mixture of a global and a local model of
-               APFL, arXiv:2003.13461, of outputs and not of weights)
+               APFL, arXiv:2003.13461, of outputs and not of weights), in which the one trained
+               alone has the more say the more examples it had
 
 The region's validation clicks choose: a candidate must beat the release with `confidence`, shared
 out among the candidates (Bonferroni), so that many candidates are no better than few at winning by
@@ -98,7 +99,8 @@ def make_ensemble(
         return {}
     release = encoder.adapter()
     train_alone(encoder, data, _alike(config), settings, seed=seed, on_step=on_step)
-    return {ENSEMBLE: paired(release, encoder.adapter(), settings.alone_share)}
+    share = settings.share_of_alone(len(data.examples.weight))
+    return {ENSEMBLE: paired(release, encoder.adapter(), share)}
 
 
 def _alike(config: TrainConfig) -> TrainConfig:

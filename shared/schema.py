@@ -173,12 +173,14 @@ class PersonalizationConfig(_Strict):
     gate_learning_rate: float = Field(default=0.02, gt=0, le=1)  # of Adam, the gate alone
     # How far to go from the release (0) to the adapter fine-tuned from it (1); each is a candidate.
     weights: tuple[Share, ...] = Field(default=(0.25, 0.5, 0.75, 1.0), max_length=16)
-    # Of an adapter trained alone, from the base, that encodes beside the release: in every
-    # similarity it has this share; 0 trains none.
-    alone_share: float = Field(default=0.4, ge=0, lt=1)
+    # Of an adapter trained alone, from the base, that encodes beside the release: its share in
+    # every similarity grows with the examples towards alone_share, half of which it has at
+    # alone_prior; an alone_share of 0 trains none.
+    alone_share: float = Field(default=0.6, ge=0, lt=1)
+    alone_prior: float = Field(default=200.0, ge=0)
     alone_passes: int = Field(default=8, ge=1, le=100)
     alone_learning_rate: float = Field(default=0.005, gt=0, le=1)  # falls to a tenth of it
-    min_examples: int = Field(default=250, ge=1)  # with fewer it is the release as it is
+    min_examples: int = Field(default=100, ge=1)  # with fewer it is the release as it is
     # With fewer validation queries they choose nothing: it is the ensemble.
     min_queries: int = Field(default=100, ge=2)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)  # of every bound in the choice
@@ -188,6 +190,10 @@ class PersonalizationConfig(_Strict):
         """Over the clicks to train on, for one release."""
         alone = self.alone_passes if self.alone_share > 0 else 0
         return self.passes + alone if self.enabled else 0
+
+    def share_of_alone(self, num_examples: int) -> float:
+        """Of the adapter trained alone on so many examples (>= 1), in every similarity."""
+        return self.alone_share * num_examples / (num_examples + self.alone_prior)
 
     @property
     def num_adapters(self) -> int:

@@ -24,7 +24,12 @@ from shared.schema import PersonalizationConfig
 from shared.wire import Difference
 
 SETTINGS = PersonalizationConfig(
-    passes=2, learning_rate=0.005, weights=(0.5, 1.0), alone_passes=2, alone_share=0.3
+    passes=2,
+    learning_rate=0.005,
+    weights=(0.5, 1.0),
+    alone_passes=2,
+    alone_share=0.3,
+    alone_prior=0,
 )
 
 
@@ -206,3 +211,15 @@ def _wins(region: torch.Tensor) -> bool:
         for number, (mean, variance) in enumerate(zip(means, variances, strict=True))
     }
     return choose(gains, confidence=0.95, min_queries=100)[0] != RELEASE
+
+
+def test_the_adapter_trained_alone_has_the_more_say_the_more_examples_it_had(
+    encoder: Encoder, training_data: TrainingData, trained: Adapter
+) -> None:
+    encoder.load_adapter(trained)
+    number = len(training_data.examples.weight)
+    half = SETTINGS.model_copy(update={"alone_prior": float(number)})
+    (made,) = make_ensemble(encoder, training_data, CONFIG, half, seed=[1]).values()
+    assert parted(made)[2] == pytest.approx(SETTINGS.alone_share / 2)
+    assert half.share_of_alone(3 * number) == pytest.approx(SETTINGS.alone_share * 3 / 4)
+    assert half.model_copy(update={"alone_prior": 0.0}).share_of_alone(1) == SETTINGS.alone_share

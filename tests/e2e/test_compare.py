@@ -147,8 +147,8 @@ def test_a_region_adapts_as_its_own_worker_does(fashion: Path, tmp_path: Path) -
     prepare_run(world, fashion)
     for path in world.glob("regions/*/region.toml"):
         text = path.read_text(encoding="utf-8")
-        assert "min_examples = 250" in text
-        path.write_text(text.replace("min_examples = 250", "min_examples = 1"), encoding="utf-8")
+        assert "min_examples = 100" in text
+        path.write_text(text.replace("min_examples = 100", "min_examples = 1"), encoding="utf-8")
     fingerprint = json.loads((world / "world.json").read_text(encoding="utf-8"))["fingerprint"]
     encoder = resident_encoder(world / "base", device="cpu", fingerprint=fingerprint)
     encoder.reset(seed=7)

@@ -109,7 +109,9 @@ def no_training(*_: object, **__: object) -> None:
 
 
 def test_an_ensemble_is_made_and_kept_whole(run: Path, noisy: Adapter) -> None:
-    worker = eager(run, alone_share=0.4, alone_passes=2, weights=(), gate_learning_rate=1e-9)
+    worker = eager(
+        run, alone_share=0.4, alone_prior=0.0, alone_passes=2, weights=(), gate_learning_rate=1e-9
+    )
     made = personalized(worker, noisy)
     assert made.choice == ENSEMBLE, made.reason
     release, home, share = parted(
@@ -136,7 +138,7 @@ def test_with_too_few_queries_nothing_is_trained(
 def test_with_too_few_queries_the_ensemble_alone_is_made_and_taken(
     run: Path, noisy: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = eager(run, min_queries=10_000, alone_share=0.4, alone_passes=1)
+    worker = eager(run, min_queries=10_000, alone_share=0.4, alone_prior=0.0, alone_passes=1)
     monkeypatch.setattr("client.worker.make_candidates", no_training)
     made = personalized(worker, noisy)
     assert (made.choice, made.measured) == (ENSEMBLE, ())
