@@ -39,6 +39,7 @@ from shared.schema import ClicksConfig, RegionConfig, SplitConfig
 
 CLICKED, CARTED, PURCHASED = 1, 2, 3  # grades of the most valuable action
 MIN_PROPENSITY = 0.1  # one click counts at most ten times: more would be noise
+_QUERY_INDEX = pl.col("query").rle_id().cast(pl.Int64)  # of sorted pairs: 0 for the first query
 Weighting = Literal["relevance", "inverse", "plain"]
 
 
@@ -178,17 +179,18 @@ def make_examples(
     """
     values = {CLICKED: click_weight, CARTED: cart_weight, PURCHASED: purchase_weight}
     pairs = _pairs(clicks, product_ids, min_propensity).filter(pl.col("num_clicked") > 0)
-    weight = _engagement(pairs, values, "inverse_" if weighting == "inverse" else "num_")
+    weight = _engagement(values, "inverse_" if weighting == "inverse" else "num_")
     if weighting == "relevance":
-        weight = weight * _relevance(pairs, prior_clicks, prior_looks)
-    queries, query_index = _index_queries(pairs)
-    product_row = _column(pairs, pl.col("product_row"))
-    positives = query_index * len(product_ids) + product_row  # sorted, as the pairs are
+        weight = weight * _relevance(prior_clicks, prior_looks)
+    columns = _columns(pairs, query=_QUERY_INDEX, row=pl.col("product_row"), weight=weight)
+    queries = _distinct_queries(pairs)
+    # Sorted, as the pairs are.
+    positives = columns["query"] * len(product_ids) + columns["row"]
     return Examples(
         queries=queries,
-        query_index=query_index,
-        product_row=product_row,
-        weight=weight.astype(np.float32),
+        query_index=columns["query"],
+        product_row=columns["row"],
+        weight=columns["weight"].astype(np.float32),
         positives=positives,
         num_products=len(product_ids),
         skipped=np.setdiff1d(_skipped(clicks, product_ids, queries), positives),
@@ -217,20 +219,18 @@ def make_validation_set(
     """
     pairs = _pairs(clicks, product_ids, min_propensity)
     pairs = pairs.filter(pl.col("num_clicked").sum().over("query") > 0)
-    queries, query_index = _index_queries(pairs)
-    starts = np.searchsorted(query_index, np.arange(1, len(queries)))
-
-    def split(column: pl.Expr) -> list[NDArray[Any]]:
-        return np.split(_column(pairs, column), starts)[: len(queries)]
-
-    return ValidationSet(
-        queries=queries,
-        rows=split(pl.col("product_row")),
-        gains=split(pl.col("weighted_clicks") / pl.col("num_shown")),
-        weights=split(pl.col("weighted_clicks")),
-        squares=split(pl.col("squared_clicks")),
-        num_clicks=int(pairs["num_clicked"].sum()),
+    queries, clicks_on = _distinct_queries(pairs), pl.col("weighted_clicks")
+    columns = _columns(
+        pairs,
+        query=_QUERY_INDEX,
+        rows=pl.col("product_row"),
+        gains=clicks_on / pl.col("num_shown"),
+        weights=clicks_on,
+        squares=pl.col("squared_clicks"),
     )
+    starts = np.searchsorted(columns.pop("query"), np.arange(1, len(queries)))
+    split = {name: np.split(one, starts)[: len(queries)] for name, one in columns.items()}
+    return ValidationSet(queries=queries, num_clicks=int(pairs["num_clicked"].sum()), **split)
 
 
 def _skipped(clicks: pl.DataFrame, product_ids: pl.Series, queries: list[str]) -> NDArray[np.int64]:
@@ -301,26 +301,27 @@ def _totals(min_propensity: float) -> list[pl.Expr]:
     ]
 
 
-def _engagement(pairs: pl.DataFrame, values: dict[int, float], counted: str) -> NDArray[np.float64]:
-    """The first factor: log2(1 + summed values of actions), (E,)."""
+def _engagement(values: dict[int, float], counted: str) -> pl.Expr:
+    """The first factor: log2(1 + summed values of actions)."""
     total = pl.sum_horizontal(
         pl.col(f"{counted}{grade}") * value for grade, value in values.items()
     )
-    return _column(pairs, (total + 1.0).log(2))
+    return (total + 1.0).log(2)
 
 
-def _relevance(pairs: pl.DataFrame, clicks: float, looks: float) -> NDArray[np.float64]:
-    """The second factor: smoothed clicks per look, at most 1, (E,)."""
+def _relevance(clicks: float, looks: float) -> pl.Expr:
+    """The second factor: smoothed clicks per look, at most 1."""
     rate = (pl.col("num_clicked") + clicks) / (pl.col("looks") + looks)
-    return _column(pairs, rate.clip(upper_bound=1.0))
+    return rate.clip(upper_bound=1.0)
 
 
-def _column(pairs: pl.DataFrame, expression: pl.Expr) -> NDArray[Any]:
-    column = pairs.select(expression.alias("value"))["value"]
-    return column.to_numpy(writable=True)  # torch.from_numpy warns of read-only memory
+def _columns(pairs: pl.DataFrame, **expressions: pl.Expr) -> dict[str, NDArray[Any]]:
+    """Of the pairs, each (E,)."""
+    columns = pairs.select(**expressions)
+    # torch.from_numpy warns of read-only memory.
+    return {column.name: column.to_numpy(writable=True) for column in columns}
 
 
-def _index_queries(pairs: pl.DataFrame) -> tuple[list[str], NDArray[np.int64]]:
-    """Distinct queries of sorted pairs, and each pair's index among them."""
-    index = _column(pairs, pl.col("query").rle_id().cast(pl.Int64))
-    return pairs["query"].unique(maintain_order=True).to_list(), index
+def _distinct_queries(pairs: pl.DataFrame) -> list[str]:
+    """Of sorted pairs; `_QUERY_INDEX` says which of them a pair's is."""
+    return pairs["query"].unique(maintain_order=True).to_list()
