@@ -42,15 +42,12 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from client.clicks import Examples, examples_of
-from client.evaluation import K, mean_metrics, rank
+from client.evaluation import K, rank
 from client.known_items import known_items_of, make_known_items
 from client.objective import TrainingData, make_training_data
-from client.personal import RELEASE
-from client.personalization import choose, make_candidates, train_alone
 from client.region import open_region
 from client.statistics import encoding_statistics
 from client.training import order_seed, train
@@ -58,12 +55,11 @@ from client.worker import Worker
 from server.aggregator import Aggregator, Outcome
 from server.history import History
 from server.statistics import FederationStatistics
-from shared.adapter import Adapter, paired
+from shared.adapter import Adapter
 from shared.config import (
     DISTANCES,
     FUSIONS,
     FederationConfig,
-    TrainConfig,
     parse_knobs,
     parse_run_config,
     run_defaults,
@@ -74,6 +70,7 @@ from shared.encoders.presets import cache_root
 from shared.errors import ConfigError, FedshelfError
 from shared.schema import ClicksConfig
 from simulations.baselines import pooled_products, validate
+from simulations.candidates import ensemble_figures, ndcg, personal_gains
 from simulations.datasets.load import load_source
 from simulations.partition import region_names
 from simulations.queries import make_qrels, normalize, share_of, split_queries
@@ -82,9 +79,7 @@ from simulations.table import TestSet, judgments
 HELD_OUT: Final = 0.15  # of the queries asked in training
 TITLE_QUERIES: Final = 1500
 MAX_ANSWERS: Final = 400  # words that more products have find nothing in particular
-CHOSEN: Final = "chosen"
 PARTS: Final = (0.1, 0.2, 0.4, 1.0)  # of the queries that a region was asked
-SHARES: Final = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)  # of an adapter trained alone
 _TITLES_SEED: Final = 1  # not the one that known items are trained with
 
 
@@ -214,7 +209,7 @@ def measure(
     encoder = workers[0].encoder
     encoder.load_adapter(adapter)
     own = [
-        _ndcg(rank(encoder, worker.products, worker.query_prefixes(tests.queries), k=K), tests)
+        ndcg(rank(encoder, worker.products, worker.query_prefixes(tests.queries), k=K), tests)
         for worker, tests in zip(workers, development.own, strict=True)
     ]
     union, titles = development.union, development.titles
@@ -223,69 +218,10 @@ def measure(
     clicks = [row["ndcg@10"] for row in validate(workers, adapter).values()]
     return {
         "own": float(np.mean(own)),
-        "union": _ndcg(found[: len(union.queries)], union),
-        "titles": _ndcg(found[len(union.queries) :], titles),
+        "union": ndcg(found[: len(union.queries)], union),
+        "titles": ndcg(found[len(union.queries) :], titles),
         "validation": float(np.mean(clicks)),
     }
-
-
-def personal_gains(
-    worker: Worker, data: TrainingData, tests: TestSet, adapter: Adapter, config: TrainConfig
-) -> dict[str, float]:
-    """What each candidate of a region, and the one it chooses, gain on its held-out queries.
-
-    Args:
-        worker: of the region.
-        data: what it trains on.
-        tests: its held-out queries.
-        adapter: in the place of a release.
-        config: of a round.
-
-    Returns:
-        nDCG@10 less that of `adapter`, by candidate; last `CHOSEN`.
-    """
-    encoder, settings = worker.encoder, worker.region.config.personalization
-    encoder.load_adapter(adapter)
-    seed = [*worker.region.config.region.encode()]
-    candidates = make_candidates(encoder, data, config, settings, seed=seed)
-    asked, found = worker.query_prefixes(tests.queries), dict[str, float]()
-    for name, candidate in {RELEASE: adapter, **candidates}.items():
-        encoder.load_adapter(candidate)
-        found[name] = _ndcg(rank(encoder, worker.products, asked, k=K), tests)
-    choice, reason, _ = choose(
-        worker.gains_over(adapter, candidates),
-        confidence=settings.confidence,
-        min_queries=settings.min_queries,
-    )
-    print(f"{worker.region.config.region}: {choice}; {reason}", flush=True)
-    gains = {name: found[name] - found[RELEASE] for name in candidates}
-    return gains | {CHOSEN: found[choice] - found[RELEASE]}
-
-
-def ensemble_figures(
-    worker: Worker, data: TrainingData, tests: TestSet, adapter: Adapter, config: TrainConfig
-) -> dict[float, float]:
-    """What an ensemble with an adapter trained alone reaches on a region's held-out queries.
-
-    Args:
-        worker: of the region.
-        data: what it trains on alone.
-        tests: its held-out queries.
-        adapter: in the place of a release.
-        config: of a round.
-
-    Returns:
-        nDCG@10 by the share of the adapter trained alone; 0 is the release, 1 that adapter.
-    """
-    encoder, settings = worker.encoder, worker.region.config.personalization
-    train_alone(encoder, data, config, settings, seed=[*worker.region.config.region.encode()])
-    alone, asked = encoder.adapter(), worker.query_prefixes(tests.queries)
-    between = {share: paired(adapter, alone, share) for share in SHARES}
-    found = dict[float, float]()
-    for share, candidate in {0.0: adapter, **between, 1.0: alone}.items():
-        encoder.load_adapter(candidate)
-        found[share] = _ndcg(rank(encoder, worker.products, asked, k=K), tests)
-    return found
 
 
 def _federate(
@@ -416,10 +352,6 @@ def _without(known: Examples, held_out: set[str]) -> Examples:
         product_row=known.product_row[asked],
         weight=known.weight[asked],
     )
-
-
-def _ndcg(ranked: NDArray[np.int64], tests: TestSet) -> float:
-    return mean_metrics(ranked, tests.qrels)[f"ndcg@{K}"]
 
 
 def _say(when: str, figures: dict[str, float]) -> None:

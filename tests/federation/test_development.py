@@ -9,9 +9,9 @@ import pytest
 
 from client.worker import Worker
 from simulations import development
+from simulations.candidates import SHARES
 from simulations.development import (
     PARTS,
-    SHARES,
     develop,
     main,
     title_queries,
