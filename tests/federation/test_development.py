@@ -7,9 +7,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from client.personalization import ENSEMBLE
 from client.worker import Worker
 from simulations import development
-from simulations.candidates import SHARES
+from simulations.candidates import CHOSEN, SHARES
 from simulations.development import (
     PARTS,
     develop,
@@ -90,6 +91,20 @@ def test_each_round_is_a_line_and_the_same_choice_the_same_figures(
         changed = lines(*choice)
         assert changed[0] == told[0]
         assert changed[1:] != told[1:]
+
+
+def test_candidates_are_told_and_what_the_regions_choose(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(run), "--rounds", "1", "--personalize"])
+    _, _, north, south, *told = capsys.readouterr().out.splitlines()
+    chosen = [line.partition(": ")[2].partition(";")[0] for line in (north, south)]
+    assert chosen == [ENSEMBLE, ENSEMBLE]  # too few queries to choose by
+    found = {line.split()[0]: line.split()[2::2] for line in told}
+    tuned = [f"tuned-{weight}" for weight in ("0.25", "0.5", "0.75", "1")]
+    assert list(found) == ["gate", *tuned, ENSEMBLE, CHOSEN]
+    assert found[CHOSEN] == found[ENSEMBLE] != found["tuned-1"]
+    assert all(float(worst) <= float(gain) for gain, worst in found.values())
 
 
 def test_ensembles_are_told_by_share_and_by_what_was_trained_on(
