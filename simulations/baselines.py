@@ -64,22 +64,50 @@ def train_alone(
     """
     done = history.rounds()
     first = done[-1].round + 1 if done else 0
-    data = pool.workers[0].with_public(pool.data, config.train_config(1))
+    pool = with_public(pool, config)
     for number in range(first, config.num_rounds + 1):
         encoder.load_adapter(history.adapter(max(number - 1, 0)))
         record = RoundRecord(
             number, cohort=[worker.region.config.region for worker in pool.workers]
         )
         if number > 0:
-            settings = config.train_config(number)
-            seed = order_seed(settings, number, pool.name)
-            rate = settings.learning_rate * pool.learning_rate_scale
-            settings = replace(settings, learning_rate=rate, decorrelation_weight=0.0)
-            rank = max(worker.rank for worker in pool.workers)
-            record.loss = train(encoder, data, settings, seed=seed, rank=rank, on_step=on_step)
+            record.loss = train_round(pool, encoder, config, number, on_step=on_step)
         adapter = encoder.adapter()
         record.validation = validate(pool.workers, adapter)
         history.append(record, adapter)
+
+
+def with_public(pool: Pool, config: FederationConfig) -> Pool:
+    """The pool with the base's public products, if the federation trains with them."""
+    return replace(pool, data=pool.workers[0].with_public(pool.data, config.train_config(1)))
+
+
+def train_round(
+    pool: Pool,
+    encoder: Encoder,
+    config: FederationConfig,
+    number: int,
+    *,
+    on_step: OnStep | None = None,
+) -> float:
+    """Train on one pool for one round, in place.
+
+    Args:
+        pool: see `with_public`.
+        encoder: holds what the round before ended with.
+        config: of the federation.
+        number: of the round, from 1.
+        on_step: called with (steps done, steps in all).
+
+    Returns:
+        Mean loss over the steps, nats.
+    """
+    settings = config.train_config(number)
+    seed = order_seed(settings, number, pool.name)
+    rate = settings.learning_rate * pool.learning_rate_scale
+    settings = replace(settings, learning_rate=rate, decorrelation_weight=0.0)
+    rank = max(worker.rank for worker in pool.workers)
+    return train(encoder, pool.data, settings, seed=seed, rank=rank, on_step=on_step)
 
 
 def validate(workers: Sequence[Worker], adapter: Adapter) -> dict[str, dict[str, float]]:
@@ -87,12 +115,18 @@ def validate(workers: Sequence[Worker], adapter: Adapter) -> dict[str, dict[str,
     return {worker.region.config.region: worker.evaluate(adapter)[1] for worker in workers}
 
 
-def pooled_data(workers: Sequence[Worker]) -> TrainingData:
+def pooled_data(
+    workers: Sequence[Worker], parts: Sequence[TrainingData] | None = None
+) -> TrainingData:
     """All regions' examples over all regions' catalogs, one behind the other.
 
     The same query text in two regions is one query; a product stays its region's own.
+
+    Args:
+        workers: of the regions.
+        parts: what each of them trains on; all that it has by default.
     """
-    parts = [worker.training_data for worker in workers]
+    parts = parts or [worker.training_data for worker in workers]
     products = pooled_products([part.products for part in parts])
     return make_training_data(
         workers[0].encoder,
@@ -160,9 +194,14 @@ def local_pool(worker: Worker) -> Pool:
     return Pool(worker.region.config.region, worker.training_data, [worker])
 
 
-def central_pool(workers: Sequence[Worker]) -> Pool:
-    """All regions together, stopped on the mean of their validation clicks."""
-    return Pool("centralized", pooled_data(workers), workers, CENTRALIZED_SCALE)
+def central_pool(workers: Sequence[Worker], parts: Sequence[TrainingData] | None = None) -> Pool:
+    """All regions together, stopped on the mean of their validation clicks.
+
+    Args:
+        workers: of the regions.
+        parts: see `pooled_data`.
+    """
+    return Pool("centralized", pooled_data(workers, parts), workers, CENTRALIZED_SCALE)
 
 
 def baselines_folder(run: Path, name: str) -> Path:

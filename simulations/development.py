@@ -1,7 +1,7 @@
 """Compare choices of training on development queries, so that no test query is tuned on.
 
     python -m simulations.development RUN [--set known-item-weight=0.1] [--rounds 8] [--seed 7]
-                                          [--fusion NAME] [--distance NAME]
+                                          [--fusion NAME] [--distance NAME] [--pooled]
 
 RUN is a folder that `fedshelf simulate` has made. A share of the queries that its shoppers asked in
 training is held out: every click on them is left out in every region, the rest is federated anew
@@ -16,6 +16,9 @@ part. nDCG@10 of the encoder alone, through exact search:
 --fusion and --distance put others in the place of those of the run's base: the towers, what is kept
 of them and the clicks stay, and nothing is written. (The clicks are those that shoppers made on
 lists of the run's base, which fused and compared by the defaults.)
+
+With --pooled one model is trained instead on what all regions have together, with the same knobs
+and as `centralized` is (docs/simulation.md): how far the federation is from pooling.
 
 With --personalize each region then makes its candidates (docs/personalization.md) from the last
 round, by the settings in its `region.toml` and, as everywhere, by the defaults of a run, without
@@ -69,7 +72,13 @@ from shared.encoders.encoder import Encoder, pick_device
 from shared.encoders.presets import cache_root
 from shared.errors import ConfigError, FedshelfError
 from shared.schema import ClicksConfig
-from simulations.baselines import pooled_products, validate
+from simulations.baselines import (
+    central_pool,
+    pooled_products,
+    train_round,
+    validate,
+    with_public,
+)
 from simulations.candidates import ensemble_figures, ndcg, personal_gains
 from simulations.datasets.load import load_source
 from simulations.partition import region_names
@@ -114,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, help="of training; the run's own by default")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pooled", action="store_true", help="train one model on all clicks")
     parser.add_argument("--personalize", action="store_true", help="and adapt the last round")
     parser.add_argument("--ensembles", action="store_true", help="and ensembles, by examples")
     parser.add_argument("--fusion", help=f"{', '.join(FUSIONS)}; the base's own by default")
@@ -126,7 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = _config(given.run, given.rounds, given.knobs, given.seed)
         workers = _workers(given.run, _clicks_config(given.clicks), given.fusion, given.distance)
         development = develop(given.run, workers)
-        adapter = _federate(given.run, workers, development, config)
+        rounds = _pool if given.pooled else _federate
+        adapter = rounds(given.run, workers, development, config)
         if given.personalize:
             _say_personal(workers, development, adapter)
         if given.ensembles:
@@ -238,6 +249,22 @@ def _federate(
     for number in range(1, config.num_rounds + 1):
         outcome = _round(workers, data, config, number, adapter, memory)
         adapter, memory = outcome.adapter, outcome.memory
+        _say(f"round {number}", measure(workers, development, adapter))
+    return adapter
+
+
+def _pool(
+    run: Path, workers: Sequence[Worker], development: Development, config: FederationConfig
+) -> Adapter:
+    """As many rounds of one model on all regions' examples, a line each."""
+    parts = [training_without(worker, development.texts) for worker in workers]
+    pool, encoder = with_public(central_pool(workers, parts), config), workers[0].encoder
+    adapter = _initial(run, encoder)
+    _say("base", measure(workers, development, adapter))
+    for number in range(1, config.num_rounds + 1):
+        encoder.load_adapter(adapter)
+        train_round(pool, encoder, config, number)
+        adapter = encoder.adapter()
         _say(f"round {number}", measure(workers, development, adapter))
     return adapter
 

@@ -93,6 +93,21 @@ def test_each_round_is_a_line_and_the_same_choice_the_same_figures(
         assert changed[1:] != told[1:]
 
 
+def test_the_pool_trains_on_what_the_regions_train_on_together(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lines(*options: str) -> list[str]:
+        main([str(run), "--rounds", "2", *options])
+        return capsys.readouterr().out.splitlines()
+
+    federated, pooled = lines(), lines("--pooled")
+    assert [line.split("  ")[0] for line in pooled] == [line.split("  ")[0] for line in federated]
+    assert pooled[0] == federated[0]  # both start from the base
+    assert pooled[1:] != federated[1:]
+    assert lines("--pooled") == pooled
+    assert lines("--pooled", "--set", "known-item-weight=0.0")[1:] != pooled[1:]
+
+
 def test_candidates_are_told_and_what_the_regions_choose(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
