@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -35,6 +36,11 @@ def answers(texts: Sequence[str]) -> dict[str, list[str]]:
         query: [texts[row].lower() for row in rows]
         for query, (rows, _) in zip(found.queries, found.qrels, strict=True)
     }
+
+
+def _lines(run: Path, capsys: pytest.CaptureFixture[str], rounds: int, *options: str) -> list[str]:
+    main([str(run), "--rounds", str(rounds), *options])
+    return capsys.readouterr().out.splitlines()
 
 
 def test_every_product_that_has_the_words_side_by_side_answers() -> None:
@@ -72,10 +78,7 @@ def test_held_out_queries_are_no_test_queries_and_nobody_trains_on_them(
 def test_each_round_is_a_line_and_the_same_choice_the_same_figures(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def lines(*options: str) -> list[str]:
-        main([str(run), "--rounds", "2", *options])
-        return capsys.readouterr().out.splitlines()
-
+    lines = partial(_lines, run, capsys, 2)
     told = lines()
     assert [line.split("  ")[0].strip() for line in told] == ["base", "round 1", "round 2"]
     for line in told:
@@ -96,10 +99,7 @@ def test_each_round_is_a_line_and_the_same_choice_the_same_figures(
 def test_the_pool_trains_on_what_the_regions_train_on_together(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def lines(*options: str) -> list[str]:
-        main([str(run), "--rounds", "2", *options])
-        return capsys.readouterr().out.splitlines()
-
+    lines = partial(_lines, run, capsys, 2)
     federated, pooled = lines(), lines("--pooled")
     assert [line.split("  ")[0] for line in pooled] == [line.split("  ")[0] for line in federated]
     assert pooled[0] == federated[0]  # both start from the base
@@ -169,10 +169,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
 def test_another_fusion_or_distance_needs_no_other_run(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def lines(*options: str) -> list[str]:
-        main([str(run), "--rounds", "1", *options])
-        return capsys.readouterr().out.splitlines()
-
+    lines = partial(_lines, run, capsys, 1)
     plain = lines()
     kept = sorted(path.name for path in run.glob("regions/*/state/prefix_cache/*"))
     assert lines("--fusion", "weighted-sum", "--distance", "cosine") == plain
