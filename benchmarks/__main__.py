@@ -63,23 +63,25 @@ def _run(given: argparse.Namespace) -> None:
 def _measure(section: str, report: Report, given: argparse.Namespace, region: Path) -> None:
     if section == "start-up":
         measure_startup(report, region, rounds=given.rounds)
-    elif section in ("rounds", "simulation"):
-        with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-            _measure_in(Path(scratch), section, report, given)
-    else:
+    elif section == "learning":
         worker, base = get_worker(region), given.run / "base"
-        if section == "encoding":
-            measure_encoding(report, worker, base, rounds=given.rounds, threads=given.threads)
-        else:
-            measure_learning(report, worker, base, rounds=given.rounds)
-
-
-def _measure_in(scratch: Path, section: str, report: Report, given: argparse.Namespace) -> None:
-    if section == "rounds":
-        measure_rounds(report, given.run, scratch, rounds=given.rounds)
+        measure_learning(report, worker, base, rounds=given.rounds)
     else:
-        sizes, threads = given.regions, given.threads
-        measure_simulation(report, scratch, regions=sizes, rounds=given.rounds, threads=threads)
+        with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+            _measure_in(Path(scratch), section, report, given, region)
+
+
+def _measure_in(
+    scratch: Path, section: str, report: Report, given: argparse.Namespace, region: Path
+) -> None:
+    rounds, threads = given.rounds, given.threads
+    if section == "rounds":
+        measure_rounds(report, given.run, scratch, rounds=rounds)
+    elif section == "encoding":
+        worker, base = get_worker(region), given.run / "base"
+        measure_encoding(report, worker, base, scratch, rounds=rounds, threads=threads)
+    else:
+        measure_simulation(report, scratch, regions=given.regions, rounds=rounds, threads=threads)
 
 
 def _facts(given: argparse.Namespace) -> dict[str, object]:

@@ -1,7 +1,9 @@
 """Product vectors from scratch and from kept activations, beside what a user would write instead.
 
 Texts beside `SentenceTransformer.encode` with its default batch; photos beside the plain timm model
-behind a `DataLoader` with one worker process a core. The weights are those of the run's base.
+behind a `DataLoader` with one worker process a core, which decodes them as Pillow does by itself
+and pads them to the square that the base asks for. Photos are the region's own and, since those may
+be thumbnails, the same enlarged to what a shop keeps. The weights are those of the run's base.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,12 +24,15 @@ from benchmarks.report import Report
 from benchmarks.timing import Spread, Way, in_turns
 from client.worker import Worker, get_worker
 from shared.encoders.base import read_base
-from shared.encoders.image import ImageConfig, create_image_model, load_pixels
+from shared.encoders.image import WHITE, ImageConfig, create_image_model
 from shared.encoders.text import TextConfig
 
 SECTION: Final = "encoding"
 TARGET: Final = 2.0  # times
 PRODUCTS: Final = 1000
+LARGE: Final = 1000  # pixels, the longer side of a photo as a shop keeps it
+LARGE_PHOTOS: Final = 200
+LARGE_NAME: Final = f"photos of {LARGE:,} pixels"
 _BATCH: Final = 64
 
 
@@ -38,11 +44,13 @@ class Place:
         worker: of a region.
         base: folder of its base.
         threads: worker processes of the DataLoader.
+        scratch: large photos go there.
     """
 
     worker: Worker
     base: Path
     threads: int
+    scratch: Path
 
     @property
     def texts(self) -> list[str]:
@@ -54,14 +62,20 @@ class Place:
         """The first that there are."""
         return [path for path in self.worker.region.image_paths if path is not None][:PRODUCTS]
 
+    @property
+    def large_photos(self) -> list[Path]:
+        """Some of them enlarged, JPEG of quality 90; made the first time."""
+        return [_enlarged(path, self.scratch) for path in self.photos[:LARGE_PHOTOS]]
+
     def num_items(self, what: str) -> int:
         """How many one call of a way encodes."""
-        counts = {"texts": len(self.texts), "photos": len(self.photos)}
+        large = min(len(self.photos), LARGE_PHOTOS)
+        counts = {"texts": len(self.texts), "photos": len(self.photos), LARGE_NAME: large}
         return counts.get(what, self.worker.region.catalog.height)
 
 
 def measure_encoding(
-    report: Report, worker: Worker, base: Path, *, rounds: int, threads: int
+    report: Report, worker: Worker, base: Path, scratch: Path, *, rounds: int, threads: int
 ) -> None:
     """Encode texts, photos, and a whole catalog for a new release.
 
@@ -69,11 +83,12 @@ def measure_encoding(
         report: figures go there.
         worker: of a region.
         base: folder of its base.
+        scratch: an empty folder.
         rounds: of each way, in turns.
         threads: of torch, and worker processes of the DataLoader.
     """
     worker.encoder.reset(seed=0)  # encodes as the base does, so both ways give the same vectors
-    place, rate = Place(worker, base, threads), matrix_rate(worker.encoder.device)
+    place, rate = Place(worker, base, threads, scratch), matrix_rate(worker.encoder.device)
     report.add(SECTION, "matrix rate, float32", rate / 1e9, "GFLOP/s")
     for what, makers in WAYS.items():
         if place.num_items(what):
@@ -82,24 +97,25 @@ def measure_encoding(
             _weigh(report, place, what)
 
 
-def encode_once(region: Path, base: Path, threads: int, what: str, way: str) -> None:
+def encode_once(region: Path, base: Path, threads: int, scratch: Path, what: str, way: str) -> None:
     """One call of one way, for its memory.
 
     Args:
         region: its folder.
         base: folder of its base.
         threads: worker processes of the DataLoader.
+        scratch: see `Place`.
         what: key of `WAYS`.
         way: key in it.
     """
-    WAYS[what][way](Place(get_worker(region), base, threads))(0)
+    WAYS[what][way](Place(get_worker(region), base, threads, scratch))(0)
 
 
 def _weigh(report: Report, place: Place, what: str) -> None:
     """Peak memory of each way, in a process that does nothing else."""
-    region, threads = place.worker.region.folder, place.threads
+    region, given = place.worker.region.folder, (place.base, place.threads, place.scratch)
     for way in WAYS[what]:
-        peak = alone(threads, encode_once, region, place.base, threads, what, way).peak_bytes
+        peak = alone(place.threads, encode_once, region, *given, what, way).peak_bytes
         report.add(SECTION, f"{what}, {way}, peak memory", peak, "bytes")
 
 
@@ -114,14 +130,23 @@ def _their_texts(place: Place) -> Way:
     return lambda _: plain.encode(texts, normalize_embeddings=True)
 
 
-def _our_photos(place: Place) -> Way:
-    encoder, photos = place.worker.encoder, place.photos
+def _our_photos(place: Place, photos: list[Path]) -> Way:
+    encoder = place.worker.encoder
     return lambda _: encoder.encode_products([None] * len(photos), photos)
 
 
-def _their_photos(place: Place) -> Way:
+def _their_photos(place: Place, photos: list[Path]) -> Way:
     config = read_base(place.base).image
-    return PlainPhotos(place.base / "image", config, place.photos, processes=place.threads)
+    return PlainPhotos(place.base / "image", config, photos, processes=place.threads)
+
+
+def _enlarged(photo: Path, folder: Path) -> Path:
+    target = folder / f"{photo.stem}.jpg"
+    if not target.exists():
+        with Image.open(photo) as image:
+            whole = image.convert("RGB")
+        ImageOps.contain(whole, (LARGE, LARGE)).save(target, quality=90)
+    return target
 
 
 def _kept_catalog(place: Place) -> Way:
@@ -137,7 +162,14 @@ def _whole_catalog(place: Place) -> Way:
 # Made when they are asked for, so that a process holds no more than its own way.
 WAYS: Final[dict[str, dict[str, Callable[[Place], Way]]]] = {
     "texts": {"fedshelf": _our_texts, "sentence-transformers": _their_texts},
-    "photos": {"fedshelf": _our_photos, "timm and DataLoader": _their_photos},
+    "photos": {
+        "fedshelf": lambda place: _our_photos(place, place.photos),
+        "timm and DataLoader": lambda place: _their_photos(place, place.photos),
+    },
+    LARGE_NAME: {
+        "fedshelf": lambda place: _our_photos(place, place.large_photos),
+        "timm and DataLoader": lambda place: _their_photos(place, place.large_photos),
+    },
     "a catalog for a new release": {
         "from kept activations": _kept_catalog,
         "from scratch": _whole_catalog,
@@ -191,7 +223,9 @@ class _Photos(Dataset[torch.Tensor]):
         return len(self._photos)
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        pixels = torch.from_numpy(load_pixels(self._photos[number], self._size))
+        with Image.open(self._photos[number]) as image:
+            square = ImageOps.pad(image.convert("RGB"), (self._size, self._size), color=WHITE)
+        pixels = torch.from_numpy(np.array(square))
         return (pixels.permute(2, 0, 1) / 255 - self._mean) / self._std
 
 

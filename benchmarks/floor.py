@@ -75,9 +75,12 @@ def synchronize(device: torch.device) -> None:
 def operations(call: Callable[[], Any]) -> int:
     """Floating-point operations of the matrix products, convolutions and attention in a call.
 
-    Backward passes count too. A multiplication and an addition are two.
+    Backward passes count too. A multiplication and an addition are two. It runs on one thread of
+    torch, so that what would be done in several (`shared.encoders.batches`) is seen.
     """
-    counter = FlopCounterMode(display=False)
+    counter, threads = FlopCounterMode(display=False), torch.get_num_threads()
+    torch.set_num_threads(1)
     with counter:
         call()
+    torch.set_num_threads(threads)
     return int(counter.get_total_flops())

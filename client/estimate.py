@@ -7,12 +7,12 @@ time against how long headquarters waits.
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # torch and polars take seconds to import
     from client.objective import TrainingData
     from client.region import Region
     from shared.encoders.encoder import Encoder, ProductPrefixes
+
+Item = TypeVar("Item")
 
 _MEASURED_STEPS = 3
 _LENGTH_BATCH = 16  # a cache is made in batches of equal length; so small, a sample's nearly are
@@ -277,6 +279,7 @@ def _text_work(
     region: "Region", encoder: "Encoder", beside: Path, lists: list[list[str]], sample: int
 ) -> Work:
     """Each list is kept in a folder of its own, as a whole or not at all."""
+    from shared.encoders.batches import batches_by_length
     from shared.encoders.prefix_cache import text_folder, text_prefixes
 
     fingerprint = encoder.base.towers
@@ -293,12 +296,15 @@ def _text_work(
         missing=missing,
         new_rows=missing,
         bytes_each=kept.tokens.nbytes / max(len(some), 1) + kept.offsets.itemsize,
-        seconds_each=_text_seconds(encoder, some, kept.lengths()),
+        seconds_each=_seconds_each(
+            some, batches_by_length(kept.lengths(), _LENGTH_BATCH), encoder.text.prefix
+        ),
     )
 
 
 def _photo_work(region: "Region", encoder: "Encoder", beside: Path, sample: int) -> Work:
     """A catalog's photos are kept in one file with a row for every product."""
+    from shared.encoders.batches import batches_of
     from shared.encoders.prefix_cache import image_folder, image_prefixes
 
     fingerprint = encoder.base.towers
@@ -307,16 +313,12 @@ def _photo_work(region: "Region", encoder: "Encoder", beside: Path, sample: int)
     kept = image_prefixes(beside, encoder.image, fingerprint, some)
     folder = image_folder(_cache(region), encoder.image, fingerprint, region.image_paths)
     missing = not folder.exists()
-    start = time.perf_counter()
-    if some:
-        encoder.image.prefix(some)
-    seconds = time.perf_counter() - start
     return Work(
         items=len(every),
         missing=len(every) * missing,
         new_rows=region.catalog.height * missing,
         bytes_each=kept.maps.nbytes / max(len(some), 1),
-        seconds_each=seconds / max(len(some), 1),
+        seconds_each=_seconds_each(some, batches_of(np.arange(len(some))), encoder.image.prefix),
     )
 
 
@@ -324,13 +326,15 @@ def _cache(region: "Region") -> Path:
     return region.state / "prefix_cache"
 
 
-def _text_seconds(encoder: "Encoder", texts: list[str], lengths: NDArray[np.int64]) -> float:
-    from shared.encoders.encoder import batches_by_length
+def _seconds_each(
+    items: list[Item], batches: list[NDArray[np.int64]], prefix: Callable[[list[Item]], object]
+) -> float:
+    """Of one item, of several batches at once as when a cache is made."""
+    from shared.encoders.batches import for_each
 
     start = time.perf_counter()
-    for rows in batches_by_length(lengths, _LENGTH_BATCH):
-        encoder.text.prefix([texts[row] for row in rows])
-    return (time.perf_counter() - start) / max(len(texts), 1)
+    for_each(batches, lambda rows: prefix([items[row] for row in rows]), lambda *_: None)
+    return (time.perf_counter() - start) / max(len(items), 1)
 
 
 def _sample_data(
@@ -435,7 +439,7 @@ def _measure_release(encoder: "Encoder", beside: Path) -> float:
 
 def _batch_bytes(item_bytes: float) -> float:
     """Memory of the largest batch, of items that take so much on disk, where they are halved."""
-    from shared.encoders.encoder import BATCH
+    from shared.encoders.batches import BATCH
 
     return BATCH * 2 * item_bytes * _ACTIVATION_COPIES
 

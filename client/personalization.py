@@ -33,7 +33,8 @@ from client.personal import RELEASE, Measured
 from client.training import OnStep, train
 from shared.adapter import Adapter, interpolate, paired
 from shared.config import BOTH, TrainConfig, half_cosine
-from shared.encoders.encoder import Encoder, ProductPrefixes, batches_by_length
+from shared.encoders.batches import batches_by_length
+from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes
 from shared.schema import PersonalizationConfig
 from shared.wire import Difference

@@ -10,6 +10,7 @@ from torch import nn
 from benchmarks import floor, gpu
 from benchmarks.floor import bandwidth, matrix_rate, operations
 from benchmarks.uplink import siglip_update, update_bytes
+from shared.encoders.batches import for_each
 from shared.encoders.image import create_image_model
 from shared.encoders.presets import PRESETS
 
@@ -23,6 +24,14 @@ def test_a_multiplication_and_an_addition_are_two_operations() -> None:
         assert operations(lambda: layer(x)) == 2 * 7 * 3 * 5
     # The gradient of the weights is one more product of the same size; x needs none.
     assert operations(lambda: layer(x).sum().backward()) == 2 * 2 * 7 * 3 * 5
+
+
+def test_operations_of_batches_that_go_to_several_threads_count() -> None:
+    torch.set_num_threads(3)
+    layer, x = nn.Linear(3, 5, bias=False), torch.ones(7, 3)
+    counted = operations(lambda: for_each(range(4), lambda _: layer(x), lambda *_: None))
+    assert counted == 4 * 2 * 7 * 3 * 5
+    assert torch.get_num_threads() == 3
 
 
 def test_rates_are_counts_by_the_shortest_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ from shared.adapter import (
 )
 from shared.config import BOTH
 from shared.encoders.base import BaseInfo, read_base
+from shared.encoders.batches import batches_by_length, for_each
 from shared.encoders.fusion import Fusion
 from shared.encoders.image import ImageTower, load_pixels
 from shared.encoders.lora import (
@@ -54,8 +55,6 @@ from shared.encoders.lora import (
 from shared.encoders.prefix_cache import ImagePrefixes, ImageViews, TextPrefixes, TextViews
 from shared.encoders.text import TextTower
 from shared.errors import ConfigError, ReleaseError, WireError
-
-BATCH = 256
 
 Photo = Path | BinaryIO
 _Mix = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -333,7 +332,6 @@ class Encoder:
 
     # -- vectors, without gradients --------------------------------------------------------------
 
-    @torch.inference_mode()
     def product_matrix(
         self, products: ProductPrefixes, rows: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:
@@ -343,22 +341,39 @@ class Encoder:
             (N, V), in the order of `rows`.
         """
         wanted = np.arange(len(products.has_text)) if rows is None else rows
-        vectors = np.zeros((len(wanted), self.base.vector_dim), dtype=np.float32)
-        for batch in batches_by_length(products.texts.lengths()[wanted]):
+
+        def vectors_of(batch: NDArray[np.int64]) -> Tensor:
             text = self.text_vectors(products.texts, wanted[batch])
             image = self.image_vectors(products.images, wanted[batch])
-            vectors[batch] = self.fused(text, image, products, wanted[batch]).cpu().numpy()
-            self.on_batch()
+            return self.fused(text, image, products, wanted[batch])
+
+        vectors = self._matrix(products.texts.lengths()[wanted], vectors_of, self.base.vector_dim)
         return self._beside(vectors, lambda home: home.product_matrix(products, wanted))
 
-    @torch.inference_mode()
     def query_matrix(self, queries: TextPrefixes) -> NDArray[np.float32]:
         """Unit vectors (Q, V) of text queries, from their kept activations."""
-        vectors = np.zeros((len(queries.lengths()), self.base.vector_dim), dtype=np.float32)
-        for rows in batches_by_length(queries.lengths()):
-            text = self.text_vectors(queries, rows)  # (B, D)
-            vectors[rows] = self.fusion.place(text).cpu().numpy()
+
+        def vectors_of(batch: NDArray[np.int64]) -> Tensor:
+            return self.fusion.place(self.text_vectors(queries, batch))
+
+        vectors = self._matrix(queries.lengths(), vectors_of, self.base.vector_dim)
         return self._beside(vectors, lambda home: home.query_matrix(queries))
+
+    def _matrix(
+        self,
+        lengths: NDArray[np.int64],
+        vectors_of: Callable[[NDArray[np.int64]], Tensor],
+        dim: int,
+    ) -> NDArray[np.float32]:
+        """Vectors (N, dim) of as many items as there are lengths (N,), made batch by batch."""
+        vectors = np.zeros((len(lengths), dim), dtype=np.float32)
+
+        def keep(rows: NDArray[np.int64], made: Tensor) -> None:
+            vectors[rows] = made.cpu().numpy()
+            self.on_batch()
+
+        for_each(batches_by_length(lengths), torch.inference_mode()(vectors_of), keep)
+        return vectors
 
     def _beside(
         self, vectors: NDArray[np.float32], encode: Callable[["Encoder"], NDArray[np.float32]]
@@ -386,14 +401,14 @@ class Encoder:
         finally:
             layers.enable_adapter_layers()
 
-    @torch.inference_mode()
     def base_text_matrix(self, texts: TextPrefixes, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Unit vectors (B, D) that the base alone gives the kept texts `rows` (B,)."""
-        vectors = np.zeros((len(rows), self.tower_dim), dtype=np.float32)
+
+        def vectors_of(batch: NDArray[np.int64]) -> Tensor:
+            return self.text_vectors(texts, rows[batch])
+
         with self._bare_text():
-            for batch in batches_by_length(texts.lengths()[rows]):
-                vectors[batch] = self.text_vectors(texts, rows[batch]).cpu().numpy()
-        return vectors
+            return self._matrix(texts.lengths()[rows], vectors_of, self.tower_dim)
 
     def encode_products(
         self, texts: Sequence[str | None], images: Sequence[Photo | None]
@@ -415,7 +430,6 @@ class Encoder:
         """Unit vectors (Q, V) of queries; text and photo count equally where both are given."""
         return self._encode(texts, images, lambda fusion: fusion.queries)
 
-    @torch.inference_mode()
     def _encode(
         self,
         texts: Sequence[str | None],
@@ -425,7 +439,9 @@ class Encoder:
         encoders = [self] if self._home is None else [self, self._home]
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         lengths = np.array([len(text or "") for text in texts], dtype=np.int64)
-        for rows in batches_by_length(lengths):
+
+        @torch.inference_mode()
+        def work(rows: NDArray[np.int64]) -> NDArray[np.float32]:
             text = _text_vectors([e.text for e in encoders], [texts[row] or "" for row in rows])
             has_text = torch.tensor([bool(texts[row]) for row in rows], device=self.device)
             photos = [images[row] for row in rows]
@@ -435,7 +451,9 @@ class Encoder:
                 mix(encoder.fusion)(t, v, has_text, has_image).cpu().numpy()
                 for encoder, t, v in zip(encoders, text, image, strict=True)
             ]
-            vectors[rows] = self._joined(made)
+            return self._joined(made)
+
+        for_each(batches_by_length(lengths), work, vectors.__setitem__)
         return vectors
 
     def _image_vectors(
@@ -502,9 +520,3 @@ def _part(adapter: Adapter, tower: str) -> Adapter:
 
 def _go_on() -> None:
     """Between two batches nothing has to be done."""
-
-
-def batches_by_length(lengths: NDArray[np.int64], batch: int = BATCH) -> list[NDArray[np.int64]]:
-    """Row numbers in batches of similar length, so that little padding is computed."""
-    order = np.argsort(lengths, kind="stable").astype(np.int64)
-    return [order[start : start + batch] for start in range(0, len(order), batch)]

@@ -22,12 +22,12 @@ from torch import Tensor
 from shared.augmentation import VERSION as AUGMENTATION
 from shared.augmentation import augment_photo
 from shared.durable import canonical_json, locked, new_folder, set_aside, sha256_file
+from shared.encoders.batches import batches_by_length, batches_of, for_each
 from shared.encoders.image import ImageTower, load_pixels
 from shared.encoders.packing import pack
 from shared.encoders.text import TextTower
 from shared.errors import DataError
 
-BATCH = 128
 _MAPPED_BYTES = 256 * 2**10  # less is read: a mapping keeps its file open, a simulation has many
 Progress = Callable[[int, int], None]  # items done, items in all
 
@@ -243,31 +243,19 @@ def evict(cache: Path, *, max_bytes: int) -> list[str]:
 def _compute_texts(
     folder: Path, tower: TextTower, texts: Sequence[str], progress: Progress | None
 ) -> None:
-    lengths = np.array([len(ids) for ids in _token_ids(tower, texts)], dtype=np.int64)
+    lengths = tower.lengths(texts)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     np.save(folder / "offsets.npy", offsets, allow_pickle=False)
-    order = np.argsort(lengths, kind="stable")  # equal lengths together: no padding computed
-    data: NDArray[np.float16] | None = None
-    for start in range(0, len(order), BATCH):
-        rows = order[start : start + BATCH]
-        for row, hidden in zip(rows, tower.prefix([texts[i] for i in rows]), strict=True):
-            if data is None:
-                data = _new_array(folder, (int(offsets[-1]), hidden.shape[1]))
-            data[offsets[row] : offsets[row + 1]] = hidden.numpy()
-        if progress:
-            progress(min(start + BATCH, len(order)), len(order))
-    if data is None:
-        data = _new_array(folder, (0, 1))
+    kept, report = _Kept(folder, int(offsets[-1])), _counted(progress, len(texts))
 
+    def keep(rows: NDArray[np.int64], hidden: list[Tensor]) -> None:
+        places = [np.arange(offsets[row], offsets[row + 1]) for row in rows]
+        kept.put(np.concatenate(places), torch.cat(hidden))
+        report(len(rows))
 
-def _token_ids(tower: TextTower, texts: Sequence[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    config = tower.config
-    padding = "max_length" if config.pad_to_max else False
-    options = {"padding": padding, "truncation": True, "max_length": config.max_tokens}
-    ids: list[list[int]] = tower.tokenizer(list(texts), **options)["input_ids"]
-    return ids
+    batches = batches_by_length(lengths)  # equal lengths together: no padding computed
+    for_each(batches, lambda rows: tower.prefix([texts[row] for row in rows]), keep)
+    kept.close()
 
 
 def _compute_images(
@@ -277,19 +265,56 @@ def _compute_images(
     progress: Progress | None,
     view: int,
 ) -> None:
-    present = [row for row, path in enumerate(paths) if path is not None]
-    data: NDArray[np.float16] | None = None
-    for start in range(0, len(present), BATCH):
-        rows = present[start : start + BATCH]
-        some = [path for path in (paths[row] for row in rows) if path]
-        hidden = tower.prefix(some) if view == 0 else _augmented(tower, some, rows, view)
-        if data is None:
-            data = _new_array(folder, (len(paths), *hidden.shape[1:]))
-        data[rows] = hidden.numpy()
+    photos = {row: path for row, path in enumerate(paths) if path is not None}
+    kept, report = _Kept(folder, len(paths)), _counted(progress, len(photos))
+
+    def activations(rows: NDArray[np.int64]) -> Tensor:
+        some = [photos[row] for row in rows.tolist()]
+        return tower.prefix(some) if view == 0 else _augmented(tower, some, rows.tolist(), view)
+
+    def keep(rows: NDArray[np.int64], hidden: Tensor) -> None:
+        kept.put(rows, hidden)
+        report(len(rows))
+
+    for_each(batches_of(np.array(list(photos), np.int64)), activations, keep)
+    kept.close()
+
+
+class _Kept:
+    """The array of an entry, made when its first rows come, since only they tell its shape.
+
+    Args:
+        folder: of the entry.
+        rows: how many it has.
+    """
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self._folder, self._rows = folder, rows
+        self._data: NDArray[np.float16] | None = None
+
+    def put(self, rows: NDArray[np.int64], hidden: Tensor) -> None:
+        """Activations (B, ...) of these rows (B,)."""
+        if self._data is None:
+            self._data = _new_array(self._folder, (self._rows, *hidden.shape[1:]))
+        self._data[rows] = hidden.numpy()
+
+    def close(self) -> None:
+        """Nothing more comes; an entry of nothing has its file all the same."""
+        if self._data is None:
+            _new_array(self._folder, (self._rows, 1))
+
+
+def _counted(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """What is to be called with the size of every batch that is done."""
+    done = 0
+
+    def report(number: int) -> None:
+        nonlocal done
+        done += number
         if progress:
-            progress(min(start + BATCH, len(present)), len(present))
-    if data is None:
-        data = _new_array(folder, (len(paths), 1))
+            progress(done, total)
+
+    return report
 
 
 def _augmented(tower: ImageTower, paths: Sequence[Path], rows: Sequence[int], view: int) -> Tensor:

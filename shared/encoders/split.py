@@ -4,19 +4,28 @@ Everything below the first adapted block gives the same output for the same item
 the base lives, so it is worth keeping. No tower is rewritten for that: the model's own forward
 runs in both halves, its blocks only skip. `capture` stops at the cut and hands out what would go
 into it; `replay` lets the blocks below the cut pass and puts the kept activations in at the cut.
+Each concerns its own thread alone, so several may run one tower at once, and outside both the
+model computes what it always did.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 from torch import Tensor, nn
 
 from shared.errors import BaseError
 
+_CAPTURE: Final = "capture"
+
 
 class _CutReachedError(Exception):
-    """Ends a forward pass at the cut; carries nothing, never leaves this module."""
+    """Ends a forward pass at the cut and carries what was to go in there; stays in this module."""
+
+    def __init__(self, activations: Tensor) -> None:
+        super().__init__()
+        self.activations = activations
 
 
 def find_blocks(model: nn.Module) -> tuple[str, list[nn.Module]]:
@@ -67,22 +76,18 @@ class SplitTower:
                 f"{type(model).__name__}: adapter_blocks is {adapter_blocks}, "
                 f"the tower has {len(blocks)} blocks; choose 1..{len(blocks)}"
             )
-        self._first = blocks[len(blocks) - adapter_blocks]
-        self._below = [*stem, *blocks[: len(blocks) - adapter_blocks]]
+        cut = len(blocks) - adapter_blocks
+        blocks[cut].register_forward_pre_hook(_at_cut, with_kwargs=True)
+        for module in [*stem, *blocks[:cut]]:
+            module.__dict__["forward"] = _unless_replaying(module.forward)
 
     def capture(self, run: Callable[[], object]) -> Tensor:
         """The activations that enter the first block above the cut while `run` runs the model."""
-        seen: list[Tensor] = []
-
-        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
-            raise _CutReachedError
-
-        with _pre_hook(self._first, stop):
+        with _in_two_halves(_CAPTURE):
             try:
                 run()
-            except _CutReachedError:
-                return seen[0]
+            except _CutReachedError as reached:
+                return reached.activations
         raise AssertionError("the model never reached its own block")
 
     @contextmanager
@@ -93,35 +98,40 @@ class SplitTower:
             activations: what `capture` gave, (B, ...); the model's own input is then only a
                 dummy of the right batch size and length.
         """
-
-        def inject(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            return (activations, *args[1:]), others
-
-        with _pre_hook(self._first, inject), _skipping(self._below):
+        with _in_two_halves(activations):
             yield
 
 
-@contextmanager
-def _pre_hook(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+# What this thread's forward passes do at the cut: end there, start there, or nothing special.
+_half: ContextVar[Tensor | str | None] = ContextVar("half", default=None)
 
 
 @contextmanager
-def _skipping(modules: list[nn.Module]) -> Iterator[None]:
-    """Let `modules` hand their first input through unchanged, without computing anything."""
-    for module in modules:
-        module.__dict__["forward"] = _pass_through
+def _in_two_halves(half: Tensor | str) -> Iterator[None]:
+    token = _half.set(half)
     try:
         yield
     finally:
-        for module in modules:
-            del module.__dict__["forward"]
+        _half.reset(token)
 
 
-def _pass_through(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-    return hidden_states
+def _at_cut(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What goes into the first block above the cut: handed out, replaced, or left as it is."""
+    half = _half.get()
+    if half is None:
+        return None
+    if not isinstance(half, Tensor):
+        raise _CutReachedError(args[0] if args else kwargs["hidden_states"])
+    others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    return (half, *args[1:]), others
+
+
+def _unless_replaying(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward of a module below the cut that hands its input on while a pass starts above it."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if isinstance(_half.get(), Tensor):
+            return args[0] if args else kwargs["hidden_states"]
+        return forward(*args, **kwargs)
+
+    return run

@@ -9,10 +9,13 @@ padded to its full length.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Final
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
@@ -23,6 +26,9 @@ from shared.errors import BaseError
 
 # A bar for every load is noise in a log.
 transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+# A tokenizer's padding is set in it by every call, so one call at a time.
+_TOKENIZING: Final = Lock()
 
 
 @dataclass(frozen=True)
@@ -95,16 +101,24 @@ class PlainText:
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, (B, L) int64 each, L the longest text of the batch."""
-        batch = self.tokenizer(
-            list(texts),
-            padding="max_length" if self.config.pad_to_max else True,
-            truncation=True,
-            max_length=self.config.max_tokens,
-            return_tensors="pt",
-        )
+        padding = "max_length" if self.config.pad_to_max else True
+        batch = self._tokenized(texts, padding=padding, return_tensors="pt")
         ids = batch["input_ids"]
         mask = torch.ones_like(ids) if self.config.pad_to_max else batch["attention_mask"]
         return ids, mask
+
+    def lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """How many tokens of each are kept, (N,)."""
+        if not texts:
+            return np.zeros(0, np.int64)
+        padding = "max_length" if self.config.pad_to_max else False
+        ids = self._tokenized(texts, padding=padding)["input_ids"]
+        return np.array([len(row) for row in ids], np.int64)
+
+    def _tokenized(self, texts: Sequence[str], **options: Any) -> Any:
+        longest = self.config.max_tokens
+        with _TOKENIZING:
+            return self.tokenizer(list(texts), truncation=True, max_length=longest, **options)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Tensor:

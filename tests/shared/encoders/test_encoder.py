@@ -13,13 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shared.adapter import Adapter
-from shared.encoders.encoder import (
-    Encoder,
-    ProductPrefixes,
-    batches_by_length,
-    load_encoder,
-    pick_device,
-)
+from shared.encoders.encoder import Encoder, ProductPrefixes, load_encoder, pick_device
 from shared.encoders.prefix_cache import image_prefixes, text_prefixes
 from shared.errors import ConfigError, DataError, ReleaseError, WireError
 
@@ -270,12 +264,6 @@ def test_texts_of_several_kinds_in_one_pass_have_the_vectors_they_have_alone(
 
 
 # -- small things ----------------------------------------------------------------------------------
-
-
-def test_batches_hold_every_row_once_shortest_first() -> None:
-    lengths = np.array([5, 1, 3, 1, 4])
-    batches = batches_by_length(lengths, batch=2)
-    assert [batch.tolist() for batch in batches] == [[1, 3], [2, 4], [0]]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

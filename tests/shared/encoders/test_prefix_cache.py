@@ -145,10 +145,26 @@ def test_more_texts_than_a_batch_are_kept_in_order(tmp_path: Path, encoder: Enco
     texts = [f"{'x' * (number % 7)} {number}" for number in range(300)]
     counted = Counted()
     kept = text_prefixes(tmp_path, encoder.text, BASE, texts, counted)
-    assert counted.calls == [(128, 300), (256, 300), (300, 300)]
+    assert counted.calls == [(256, 300), (300, 300)]  # tests have one thread of torch
     for row in (0, 128, 299):
         expected = encoder.text.prefix([texts[row]])[0]
         torch.testing.assert_close(kept.batch(np.array([row]))[0], expected, rtol=0, atol=5e-3)
+
+
+def test_what_several_threads_keep_is_what_one_would(
+    tmp_path: Path, encoder: Encoder, photos: list[Path]
+) -> None:
+    texts = [f"{'x' * (number % 7)} {number}" for number in range(300)]
+    paths, all_of_them = ([*photos, *photos[:2]] * 50)[:300], np.ones(300, np.bool_)
+    made = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        kept = text_prefixes(tmp_path / str(threads), encoder.text, BASE, texts)
+        images = image_prefixes(tmp_path / str(threads), encoder.image, BASE, paths)
+        vectors = encoder.product_matrix(ProductPrefixes(kept, images, all_of_them))
+        made.append([kept.tokens, images.maps, vectors, encoder.encode_products(texts, paths)])
+    for one, three in zip(*made, strict=True):
+        np.testing.assert_allclose(one, three, rtol=0, atol=2e-3)
 
 
 def test_what_is_kept_is_not_computed_again(

@@ -1,6 +1,7 @@
-"""Prefix then suffix is the whole model, with the same gradients; nothing is left patched."""
+"""Prefix then suffix is the whole model, with the same gradients; alone it is what it was."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,25 +107,37 @@ def test_a_training_step_moves_no_frozen_weight_and_no_statistic(
         assert torch.equal(tower.peft.state_dict()[key], tensor), key
 
 
-def is_patched(model: nn.Module) -> bool:
-    return any("forward" in m.__dict__ or m._forward_pre_hooks for m in model.modules())
-
-
 @pytest.mark.parametrize("name", NETS)
-def test_nothing_is_left_patched_even_after_an_exception(
+def test_nothing_is_left_in_force_even_after_an_exception(
     tmp_path: Path, photos: list[Path], name: str
 ) -> None:
     tower = image_tower(tmp_path, name, 1)
     hidden, before = tower.prefix(photos), tower.peft(pixels_of(tower, photos))
     with pytest.raises(KeyboardInterrupt), tower.split.replay(hidden):
-        assert is_patched(tower.peft)
         raise KeyboardInterrupt
     with pytest.raises(ZeroDivisionError):
         tower.split.capture(lambda: 1 // 0)
     with pytest.raises((RuntimeError, ValueError)):  # a shape that no block takes
         tower.suffix(torch.zeros(2, 3))
-    assert not is_patched(tower.peft)
     assert torch.equal(tower.peft(pixels_of(tower, photos)), before)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_several_threads_may_run_one_tower_at_once(
+    tmp_path: Path, photos: list[Path], name: str
+) -> None:
+    tower = image_tower(tmp_path, name, 1)
+    hidden, plain = tower.prefix(photos), tower.peft(pixels_of(tower, photos)).detach()
+    vectors = tower.suffix(hidden).detach()
+    ways = [
+        (lambda: tower.prefix(photos), hidden),
+        (lambda: tower.suffix(hidden).detach(), vectors),
+        (lambda: tower.peft(pixels_of(tower, photos)).detach(), plain),
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        made = [(pool.submit(way), expected) for _ in range(20) for way, expected in ways]
+        for future, expected in made:
+            torch.testing.assert_close(future.result(), expected, rtol=0, atol=1e-6)
 
 
 class ByKeyword(nn.Module):
