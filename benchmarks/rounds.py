@@ -1,7 +1,9 @@
 """What a federated round costs beside the training in it, and what it sends.
 
-The engine is `local`: Flower's ServerApp and ClientApp, in this process or in several that share
-the regions. The run is copied for each, and the copies go on in turns, a round at a time.
+Engine `local` runs Flower's ServerApp and ClientApp, in this process or in several that share the
+regions; the run is copied for each, and the copies go on in turns, a round at a time. Then Flower's
+own simulation engine has its turn, which starts Ray and so runs all its rounds at once. A deployed
+round is timed by `simulations.deploy_demo`.
 """
 
 import json
@@ -21,6 +23,7 @@ from benchmarks.timing import Spread
 from benchmarks.uplink import siglip_update, update_bytes
 from client.worker import Worker, forget_workers, get_worker
 from server.history import History
+from shared.adapter import Adapter
 from shared.records import record_bytes
 from shared.wire import train_reply
 from simulations.engine import run_engine
@@ -43,7 +46,7 @@ def measure_rounds(report: Report, run: Path, scratch: Path, *, rounds: int) -> 
         rounds: that are timed, after one that is not.
     """
     spent: dict[str, list[float]] = {"train": [], "evaluate": []}
-    copy, other = (_copied(run, scratch / name) for name in ("alone", "shared"))
+    copy, other, third = (_copied(run, scratch / name) for name in ("alone", "shared", "flower"))
     threads, seed = torch.get_num_threads(), _seed(run)
     forget_workers()
     workers = [get_worker(path.parent) for path in sorted((copy / "regions").glob("*/region.toml"))]
@@ -57,13 +60,21 @@ def measure_rounds(report: Report, run: Path, scratch: Path, *, rounds: int) -> 
         for turn in range(1, rounds + 2):
             for where, by in sides[:: 1 if turn % 2 else -1]:
                 go_on(where, turn, seed, regions, by)
+        go_on(third, rounds + 1, seed, regions, shared, engine="flower")
     forget_workers()
     took = _put_down(report, History(copy / "headquarters"), spent, regions)
     if number > 1:
-        _put_down_shared(report, History(other / "headquarters"), took, f"{number} processes")
+        shared_by, history = f"{number} processes", History(other / "headquarters")
+        _put_down_beside(report, history, took, shared_by, target=TARGET)
+    actors = f"Flower's engine, actors: {number}"
+    _put_down_beside(report, History(third / "headquarters"), took, actors)
     peak = alone(threads, go_on, copy, rounds + 2, seed, regions).peak_bytes
     report.add(SECTION, f"{regions} regions, one process, peak memory", peak, "bytes")
-    adapter = History(run / "headquarters").adapter(0)
+    _put_down_uplink(report, History(run / "headquarters").adapter(0))
+
+
+def _put_down_uplink(report: Report, adapter: Adapter) -> None:
+    """Bytes of an update, of this base and, from its shapes, of `siglip2-base`."""
     for encoding in ("float32", "float16", "int8"):
         reply = train_reply(adapter, encoding=encoding, num_examples=1, loss=0.0, seconds=0.0)
         target = UPLINK_TARGET if encoding == "int8" else None
@@ -86,7 +97,12 @@ def _seed(run: Path) -> int:
 
 
 def go_on(
-    run: Path, rounds: int, seed: int, regions: int, processes: Processes | None = None
+    run: Path,
+    rounds: int,
+    seed: int,
+    regions: int,
+    processes: Processes | None = None,
+    engine: str = "local",
 ) -> None:
     """Run what is missing of so many rounds of a federation.
 
@@ -95,10 +111,11 @@ def go_on(
         rounds: in all.
         seed: of the run.
         regions: how many it has.
-        processes: that share them; None for this process alone.
+        processes: that share them, or Flower's actors; None for this process alone.
+        engine: "local" or "flower".
     """
     knobs = {"run-dir": str(run), "num-rounds": rounds, "seed": seed, "gate": False}
-    run_engine("local", knobs, num_regions=regions, processes=processes)
+    run_engine(engine, knobs, num_regions=regions, processes=processes)
 
 
 def _time(worker: Worker, spent: dict[str, list[float]]) -> None:
@@ -141,20 +158,26 @@ def _put_down(
     return trained
 
 
-def _put_down_shared(
-    report: Report, history: History, trained: Sequence[float], processes: str
+def _put_down_beside(
+    report: Report,
+    history: History,
+    trained: Sequence[float],
+    by: str,
+    *,
+    target: float | None = None,
 ) -> None:
-    """Figures of rounds in several processes, against local training one region after another.
+    """Figures of rounds that others ran, against local training one region after another.
 
     Args:
         report: figures go there.
         history: of those rounds.
         trained: seconds of local training in the same rounds in one process.
-        processes: how many, in words.
+        by: who ran them, in words.
+        target: of the ratio.
     """
     records = history.rounds()[2:]
     seconds, name = [record.seconds for record in records], f"{len(records[0].cohort)} regions"
-    report.add(SECTION, f"{name}, {processes}", Spread.of(seconds), "s")
+    report.add(SECTION, f"{name}, {by}", Spread.of(seconds), "s")
     parts = np.array(seconds) / np.array(trained)
-    told = f"{name}, {processes}, round / local training one after another"
-    report.add(SECTION, told, Spread.of(parts), "ratio", target=TARGET)
+    told = f"{name}, {by}, round / local training one after another"
+    report.add(SECTION, told, Spread.of(parts), "ratio", target=target)

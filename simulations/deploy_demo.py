@@ -25,9 +25,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from client.decisions import read_state
+from server.history import History
+from server.training import trainings
 from shared.errors import FederationError, FedshelfError
 from shared.schema import WorkerConfig, load_region_config
 from shared.supervise import flower_environment, program_beside_python
@@ -185,6 +188,10 @@ class _Demo:
                 f" {self._expected[:12]}; they must be equal"
             )
         _say(f"release 1 is encoder {found[:12]}, as in the simulation")
+        deployed = trainings(self._hq / "trainings")[0].history
+        simulated = History(self._out / "simulated" / "headquarters")
+        times = [f"{_seconds_a_round(each):.1f} s" for each in (deployed, simulated)]
+        _say(f"a round took {times[0]} deployed, {times[1]} simulated", blank=False)
 
     def _look_around(self) -> None:
         from server.dashboard_facts import snapshot
@@ -318,6 +325,12 @@ def _running(
         finally:
             process.terminate()
             process.wait(timeout=60)
+
+
+def _seconds_a_round(history: History) -> float:
+    """Median of the rounds that found everything kept: from the second on, if there is one."""
+    seconds = [record.seconds for record in history.rounds()[1:]]
+    return median(seconds[1:] or seconds)
 
 
 def _free_ports(number: int) -> list[int]:
