@@ -2,8 +2,8 @@
 
 Engine `local` runs Flower's ServerApp and ClientApp, in this process or in several that share the
 regions; the run is copied for each, and the copies go on in turns, a round at a time. Then Flower's
-own simulation engine has its turn, which starts Ray and so runs all its rounds at once. A deployed
-round is timed by `simulations.deploy_demo`.
+own simulation engine has its turn, which starts Ray and so runs all its rounds at once, in a
+process of its own. A deployed round is timed by `simulations.deploy_demo`.
 """
 
 import json
@@ -60,8 +60,8 @@ def measure_rounds(report: Report, run: Path, scratch: Path, *, rounds: int) -> 
         for turn in range(1, rounds + 2):
             for where, by in sides[:: 1 if turn % 2 else -1]:
                 go_on(where, turn, seed, regions, by)
-        go_on(third, rounds + 1, seed, regions, shared, engine="flower")
     forget_workers()
+    alone(threads, go_on_under_flower, third, rounds + 1, seed, regions, number)
     took = _put_down(report, History(copy / "headquarters"), spent, regions)
     if number > 1:
         shared_by, history = f"{number} processes", History(other / "headquarters")
@@ -116,6 +116,21 @@ def go_on(
     """
     knobs = {"run-dir": str(run), "num-rounds": rounds, "seed": seed, "gate": False}
     run_engine(engine, knobs, num_regions=regions, processes=processes)
+
+
+def go_on_under_flower(run: Path, rounds: int, seed: int, regions: int, actors: int) -> None:
+    """`go_on` under Flower's own engine, in a process that ends afterwards: Ray stays until then.
+
+    Args:
+        run: its folder.
+        rounds: in all.
+        seed: of the run.
+        regions: how many it has.
+        actors: that share torch's threads.
+    """
+    threads, quiet = max(1, torch.get_num_threads() // actors), RunProgress(Console(quiet=True))
+    with Processes(actors, threads=threads, progress=quiet) as shared:
+        go_on(run, rounds, seed, regions, shared, engine="flower")
 
 
 def _time(worker: Worker, spent: dict[str, list[float]]) -> None:

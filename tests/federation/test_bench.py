@@ -39,12 +39,12 @@ def figures(finished: Path, section: str, *, threads: int = 1) -> dict[str, dict
 
 def test_encoding_gives_the_vectors_that_others_give(finished: Path) -> None:
     found = figures(finished, "encoding")
-    for what in ("texts", "photos", "a catalog for a new release"):
+    for what in ("texts", "photos", encoding.LARGE_NAME, "a catalog for a new release"):
         assert found[f"{what}, least cosine between the two"]["value"] > 0.999
     times = found["texts, fedshelf to sentence-transformers"]
     assert times["unit"] == "times" and times["target"] == 2 and times["low"] <= times["high"]
     assert times["met"] is (times["value"] >= 2)
-    assert sum(name.endswith("peak memory") for name in found) == 6
+    assert sum(name.endswith("peak memory") for name in found) == 8
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's own
@@ -59,7 +59,11 @@ def test_all_ways_of_learning_learn_and_are_measured_alike(finished: Path) -> No
     assert len(pairs) == 4 and all(found[name]["target"] == 5 for name in pairs)
 
 
-def test_a_round_is_never_shorter_than_the_training_in_it(finished: Path) -> None:
+def test_a_round_is_never_shorter_than_the_training_in_it(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not Ray, which would stay; that is a slow test's.
+    monkeypatch.setattr(rounds, "go_on_under_flower", lambda *given: rounds.go_on(*given[:4]))
     before = sorted(path for path in finished.rglob("*") if "headquarters" in path.parts)
     found = figures(finished, "rounds", threads=2)
     whole = found["2 regions, one process, round / its local training"]
@@ -68,10 +72,20 @@ def test_a_round_is_never_shorter_than_the_training_in_it(finished: Path) -> Non
     assert whole["value"] >= both["value"] >= 1
     shared = found["2 regions, 2 processes, round / local training one after another"]
     assert shared["value"] > 0
+    third = found["2 regions, Flower's engine, actors: 2, round / local training one after another"]
+    assert third["value"] > 0 and third["target"] is None
     assert found["2 regions, one process, peak memory"]["value"] == 2**30
     sizes = [found[f"an update, {e}"]["value"] for e in ("float32", "float16", "int8")]
     assert sizes == sorted(sizes, reverse=True)
     assert sorted(path for path in finished.rglob("*") if "headquarters" in path.parts) == before
+
+
+@pytest.mark.slow  # Ray
+def test_rounds_go_on_under_flowers_own_engine(run: Path) -> None:
+    alone(2, rounds.go_on_under_flower, run, 2, 7, 2, 2)
+    records = History(run / "headquarters").rounds()
+    assert [len(record.cohort) for record in records] == [2] * 3
+    assert all(record.rejected == [] and record.seconds > 0 for record in records)
 
 
 @pytest.mark.slow  # Ray; `test_engines` runs both engines in `make test`
