@@ -12,6 +12,8 @@ from typing import Any, Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from shared.encoders.batches import torch_threads
+
 REPEATS: Final = 5
 _MATRIX: Final = {"cpu": 1024, "cuda": 8192}  # side, large enough to be bound by arithmetic
 _BUFFER: Final = {"cpu": 2**27, "cuda": 2**30}  # bytes, larger than any cache
@@ -78,9 +80,7 @@ def operations(call: Callable[[], Any]) -> int:
     Backward passes count too. A multiplication and an addition are two. It runs on one thread of
     torch, so that what would be done in several (`shared.encoders.batches`) is seen.
     """
-    counter, threads = FlopCounterMode(display=False), torch.get_num_threads()
-    torch.set_num_threads(1)
-    with counter:
+    counter = FlopCounterMode(display=False)
+    with torch_threads(1), counter:
         call()
-    torch.set_num_threads(threads)
     return int(counter.get_total_flops())

@@ -7,8 +7,7 @@ time against how long headquarters waits.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -226,10 +225,12 @@ def measure(
     Returns:
         What the region as a whole will cost, what it keeps already left out.
     """
+    from shared.encoders.batches import torch_threads
+
     queries = [*(part.queries for part in splits or ()), *([list(known_items)] * bool(known_items))]
     with (
         tempfile.TemporaryDirectory(prefix="fedshelf-check-") as name,
-        _threads(region.config.worker.threads),
+        torch_threads(region.config.worker.threads),
     ):
         beside = Path(name)
         text_work = _text_work(region, encoder, beside, [region.texts], sample)
@@ -238,6 +239,7 @@ def measure(
         data = _sample_data(region, encoder, beside, queries[0] if queries else [], sample)
         index_bytes, index_s = _measure_index(region, encoder, data.products, beside)
         release_bytes = _measure_release(encoder, beside)
+        batch_bytes = _batch_bytes(text_work.bytes_each + photo_work.bytes_each)
         examples = splits[0] if splits and len(splits[0].weight) else None
         base_s = _base_seconds(encoder, data, examples) if examples else 0.0
         round_s = _round_seconds(encoder, data, len(examples.weight)) if examples else None
@@ -249,7 +251,7 @@ def measure(
         index_bytes=index_bytes * own.num_adapters,
         release_bytes=release_bytes,
         matrix_bytes=region.catalog.height * encoder.dim * own.num_adapters * np.float32().itemsize,
-        batch_bytes=_batch_bytes(text_work.bytes_each + photo_work.bytes_each),
+        batch_bytes=batch_bytes,
         index_s=index_s,
         base_s=base_s,
         round_s=round_s,
@@ -260,19 +262,6 @@ def measure(
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-@contextmanager
-def _threads(wanted: int) -> Iterator[None]:
-    """As many threads as the worker will use; 0 leaves the choice to torch."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(wanted or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _text_work(
@@ -438,10 +427,12 @@ def _measure_release(encoder: "Encoder", beside: Path) -> float:
 
 
 def _batch_bytes(item_bytes: float) -> float:
-    """Memory of the largest batch, of items that take so much on disk, where they are halved."""
-    from shared.encoders.batches import BATCH
+    """Memory of the largest batches, one a thread; on disk an item takes so much, halved."""
+    import torch
 
-    return BATCH * 2 * item_bytes * _ACTIVATION_COPIES
+    from shared.encoders.batches import batch_size
+
+    return batch_size() * torch.get_num_threads() * 2 * item_bytes * _ACTIVATION_COPIES
 
 
 def _spread(total: int, sample: int) -> NDArray[np.int64]:

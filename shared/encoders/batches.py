@@ -15,15 +15,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-BATCH: Final = 256  # rows that are worked on at once, of all threads together
-MIN_BATCH: Final = 32  # of one thread
+BATCH: Final = 256  # rows that are worked on at once, of all threads together, ...
+MIN_BATCH: Final = 32  # ... unless this leaves a thread less
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def batch_size() -> int:
+    """Rows that one of torch's threads should have at once."""
+    return max(MIN_BATCH, BATCH // torch.get_num_threads())
+
+
 def batches_of(rows: NDArray[np.int64], batch: int = 0) -> list[NDArray[np.int64]]:
     """Rows (N,) in batches of so many; 0 for what a thread should have at once."""
-    size = batch or max(MIN_BATCH, BATCH // torch.get_num_threads())
+    size = batch or batch_size()
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
@@ -51,7 +56,8 @@ def for_each(
         for item in items:
             take(item, work(item))
         return
-    with _one_thread_a_batch(), ThreadPoolExecutor(threads) as pool:
+    # a new thread takes over the number that torch has then
+    with torch_threads(1), ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[Item, Future[Any]]] = deque()
         try:
             for item in items:
@@ -72,11 +78,11 @@ def _take_first(
 
 
 @contextmanager
-def _one_thread_a_batch() -> Iterator[None]:
-    """Within the context a new thread gets one thread of torch; this one gets its own back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def torch_threads(number: int) -> Iterator[None]:
+    """Within the context torch has so many threads here and in new threads; 0 changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
