@@ -45,6 +45,7 @@ def _train(worker: Worker, content: RecordDict) -> RecordDict:
         control=asked.control,
         counted=asked.counted,
         federation=asked.statistics,
+        gaussians=asked.gaussians,
     )
     return wire.train_reply(
         trained.update,
@@ -54,6 +55,7 @@ def _train(worker: Worker, content: RecordDict) -> RecordDict:
         seconds=trained.seconds,
         control_change=trained.control_change,
         statistics=trained.statistics,
+        gaussian=trained.gaussian,
     )
 
 

@@ -20,6 +20,7 @@ from shared.config import TrainConfig
 from shared.decorrelation import Statistics, anchored, decorrelation_loss, statistics_of
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import ImagePrefixes, ImageViews, TextPrefixes, TextViews
+from shared.gaussians import Gaussians, drawn
 from shared.losses import (
     drift,
     image_text_loss,
@@ -30,6 +31,8 @@ from shared.losses import (
 )
 
 _VIEWS = 0x76  # keeps the draw of views apart from the order of examples
+_DRAWN = 0x64  # and that of vectors from both
+_STEPS_DRAWN = 32  # so many steps' vectors are drawn at once, and used again after them
 _QUERY, _TEXT, _IMAGE, _ASKED, _ANSWER = ("query", "text", "image", "asked", "answer")
 _PUBLIC_TEXT, _PUBLIC_IMAGE = "public text", "public image"
 
@@ -111,6 +114,8 @@ class Objective:
             the config names, and the scalars.
         federation: encoding statistics of all regions; None before there are any, and then those
             of a step's examples are all that the decorrelation term knows.
+        gaussians: of the regions' product vectors, of which negatives are drawn; None before there
+            are any.
     """
 
     def __init__(
@@ -120,9 +125,13 @@ class Objective:
         config: TrainConfig,
         parameters: list[nn.Parameter] | None = None,
         federation: Statistics | None = None,
+        gaussians: Gaussians | None = None,
     ) -> None:
         self._encoder, self._data, self._config = encoder, data, config
         self._federation = federation.to(encoder.device).to(torch.float32) if federation else None
+        self._gaussians = gaussians.to(encoder.device) if gaussians else None
+        self._drawn: list[Tensor] = []  # a step's each
+        self._steps = 0
         self._recent = RecentProducts(config.queue_size, encoder.dim, encoder.device)
         self._log_q = _log_q(data.examples, config) if config.logq_correction else None
         self._trained = parameters or encoder.trainable(config.trained_factors)
@@ -130,8 +139,18 @@ class Objective:
         self._texts: TextPrefixes | TextViews = data.products.texts
         self._images: ImagePrefixes | ImageViews = data.products.images
 
-    def draw_views(self, seed: list[int]) -> None:
-        """Show each query and product as its original or as one of its views, until drawn anew."""
+    def draw(self, seed: list[int]) -> None:
+        """Choose views and draw negatives, which stay until that is done again."""
+        self._draw_views(seed)
+        number = self._config.drawn_negatives
+        if self._gaussians is not None and number > 0:
+            rng = np.random.default_rng([*seed, _DRAWN])
+            vectors = drawn(self._gaussians, _STEPS_DRAWN * number, rng)
+            mixed = torch.from_numpy(rng.permutation(len(vectors))).to(vectors.device)
+            self._drawn = list(torch.split(vectors[mixed], number))
+
+    def _draw_views(self, seed: list[int]) -> None:
+        """Show each query and product as its original or as one of its views."""
         views, products = self._data.views, self._data.products
         if views is None:
             return
@@ -159,6 +178,7 @@ class Objective:
             loss, product = self._joint(self._encoded(wanted), batch, known)
             loss.backward(inputs=self._trained)  # type: ignore[no-untyped-call]
         self._recent.push(batch.product_rows, product)
+        self._steps += 1
         return loss.detach()
 
     def _backward_by_chunks(
@@ -225,7 +245,7 @@ class Objective:
         temperature = encoder.fusion.temperature()
         asked, clicked = vectors[_QUERY], vectors[_TEXT][: batch.num_clicked]
         query, product = encoder.fusion.place(asked), self._products(vectors, batch)
-        loss = self.clicks(query, product, batch, temperature, self._public(vectors, batch))
+        loss = self.clicks(query, product, batch, temperature, self._strangers(vectors, batch))
         if known is not None:
             loss = loss + config.known_item_weight * self._contrast(
                 vectors[_ASKED], vectors[_ANSWER], known, self._known_temperature(temperature)
@@ -250,12 +270,16 @@ class Objective:
         products, rows = self._data.products, batch.product_rows
         return self._encoder.fused(vectors[_TEXT], vectors[_IMAGE], products, rows)
 
-    def _public(self, vectors: Mapping[str, Tensor], batch: Batch) -> Tensor | None:
-        """The batch's public products, fused, (W, V); None where there are none."""
-        if self._data.public is None or _PUBLIC_TEXT not in vectors:
-            return None
-        text, image = vectors[_PUBLIC_TEXT], vectors[_PUBLIC_IMAGE]
-        return self._encoder.fused(text, image, self._data.public, batch.public_rows)
+    def _strangers(self, vectors: Mapping[str, Tensor], batch: Batch) -> Tensor | None:
+        """Negatives that are not the region's own, (W, V); None where there are none.
+
+        They are the batch's public products, fused, and vectors drawn, which get no gradient.
+        """
+        strangers = [self._drawn[self._steps % len(self._drawn)]] if self._drawn else []
+        if self._data.public is not None and _PUBLIC_TEXT in vectors:
+            text, image = vectors[_PUBLIC_TEXT], vectors[_PUBLIC_IMAGE]
+            strangers.append(self._encoder.fused(text, image, self._data.public, batch.public_rows))
+        return torch.cat(strangers) if strangers else None
 
     def _pairs(self, vectors: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Photos and texts of the batch's products, public ones too, and which have both."""
@@ -287,7 +311,7 @@ class Objective:
         product: Tensor,
         batch: Batch,
         temperature: Tensor,
-        public: Tensor | None = None,
+        strangers: Tensor | None = None,
     ) -> Tensor:
         """The click term, against the products of the batch and of recent steps.
 
@@ -296,7 +320,7 @@ class Objective:
             product: of its products.
             batch: see `client.batches.Batch`.
             temperature: of the term, ().
-            public: vectors of its public products, (W, V), if they take part.
+            strangers: vectors of negatives that are in no catalog here, (W, V), if there are any.
         """
         examples, limit = self._data.examples, self._config.negative_max_cosine
         rows, recent = self._recent.others(batch.product_rows)
@@ -304,9 +328,9 @@ class Objective:
         if len(rows) > 0:
             product = torch.cat([product, recent])
             known = torch.cat([known, positives_among(examples, batch.query_rows, rows)], dim=1)
-        if public is not None:
-            product = torch.cat([product, public])
-            known = nn.functional.pad(known, (0, len(public)))
+        if strangers is not None:
+            product = torch.cat([product, strangers])
+            known = nn.functional.pad(known, (0, len(strangers)))
         known = known.to(query.device)
         if limit < 1:
             known = known | too_alike(

@@ -113,6 +113,7 @@ def _alike(config: TrainConfig) -> TrainConfig:
         trained_factors=BOTH,
         patience=0,
         decorrelation_weight=0.0,
+        drawn_negatives=0,
     )
 
 

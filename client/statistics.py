@@ -1,13 +1,20 @@
-"""Encoding statistics of one region: of all its training examples, as its encoder now is."""
+"""What a region tells of its vectors, as its encoder now is.
+
+Encoding statistics are of all its training examples, the Gaussian is of its products.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from client.objective import TrainingData
 from shared.decorrelation import MIN_EXAMPLES, Statistics, combined, statistics_of
-from shared.encoders.encoder import Encoder
+from shared.encoders.encoder import Encoder, ProductPrefixes
+from shared.gaussians import MIN_PRODUCTS, Gaussians, fitted
 
 _PART = 4096  # pairs whose vectors are side by side in memory
+_MAX_PRODUCTS = 1000  # that a Gaussian is of: more take time, and tell little more
 
 
 def encoding_statistics(encoder: Encoder, data: TrainingData) -> Statistics | None:
@@ -34,3 +41,24 @@ def encoding_statistics(encoder: Encoder, data: TrainingData) -> Statistics | No
         weights = torch.from_numpy(examples.weight[part])
         parts.append(statistics_of(f.double(), g.double(), weights.double()))
     return combined(parts)
+
+
+def product_gaussian(
+    encoder: Encoder, products: ProductPrefixes, *, seed: Sequence[int]
+) -> Gaussians | None:
+    """The Gaussian of a catalog's vectors, or of those of a thousand of its products.
+
+    Args:
+        encoder: with the adapter in question.
+        products: kept activations of the catalog.
+        seed: of which products.
+
+    Returns:
+        One; None of fewer than `MIN_PRODUCTS` products, which it would describe one by one.
+    """
+    there = np.flatnonzero(products.has_text | products.images.present)
+    if len(there) < MIN_PRODUCTS:
+        return None
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(there, min(len(there), _MAX_PRODUCTS), replace=False)
+    return fitted(torch.from_numpy(encoder.product_matrix(products, np.sort(rows))))

@@ -17,6 +17,7 @@ from client.optimization import Descent, first_components
 from shared.config import TrainConfig
 from shared.decorrelation import Statistics
 from shared.encoders.encoder import Encoder
+from shared.gaussians import Gaussians
 
 KNOWN_ITEMS = 16  # a step, at least: fewer have little to be told from
 _KNOWN = 0x6B  # keeps the order of known items apart from that of clicks
@@ -33,6 +34,7 @@ def train(
     rank: int | None = None,
     correction: Sequence[Tensor] = (),
     federation: Statistics | None = None,
+    gaussians: Gaussians | None = None,
     on_step: OnStep | None = None,
     validate: Callable[[], float] | None = None,
 ) -> float:
@@ -47,6 +49,7 @@ def train(
             others take part in every step and do not move.
         correction: see `client.optimization.Descent`.
         federation: see `client.objective.Objective`.
+        gaussians: the same.
         on_step: called with (steps done, steps in all).
         validate: how good the encoder is by later clicks, for early stopping (`patience`); without
             it nothing stops early.
@@ -59,7 +62,7 @@ def train(
     named = dict(zip(names, parameters, strict=True))
     moved = parameters if rank is None else first_components(named, rank)
     descent = Descent(parameters, config, correction, moved)
-    objective = Objective(encoder, data, config, parameters, federation)
+    objective = Objective(encoder, data, config, parameters, federation, gaussians)
     total = torch.zeros((), device=encoder.device)
     steps, done = num_steps(data, config), 0
     stopping = None
@@ -67,7 +70,7 @@ def train(
         stopping = EarlyStopping(encoder, validate, config.patience)
     for epoch in range(config.local_epochs):
         order = [*seed, epoch]
-        objective.draw_views(order)
+        objective.draw(order)
         for batch, known in _epoch(data, config, order):
             descent.clear()
             total += objective.backward(batch, known)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from client.acceptance import lower_bound
 from client.clicks import ValidationSet
@@ -29,7 +30,7 @@ from client.personal import RELEASE, Personal, write_personal
 from client.personalization import choose, make_candidates, make_ensemble
 from client.region import Region, open_region
 from client.region_data import RegionData
-from client.statistics import encoding_statistics
+from client.statistics import encoding_statistics, product_gaussian
 from client.training import OnStep, num_steps, order_seed, train
 from client.tuning import ShownScores, dense_scores, mixed_gains, tune
 from shared.adapter import Adapter, add, completed, subtract, within_rank
@@ -37,6 +38,7 @@ from shared.compression import rounded
 from shared.config import FLOAT32, TrainConfig, run_defaults
 from shared.decorrelation import Statistics
 from shared.errors import ConfigError, RetrievalError, WireError
+from shared.gaussians import Gaussians
 from shared.retrieval.hybrid import Tuned
 from shared.retrieval.manifest import read_pointer
 from shared.wire import GATE, LOCAL, MATRIX, PROTOCOL_VERSION, ROUND, Description, Difference
@@ -62,6 +64,7 @@ class Trained:
         control_change: of the region's control variate, as it arrives; None without SCAFFOLD.
         statistics: of its encodings with the adapter that it ends with; None where nobody asked, or
             of too few examples.
+        gaussian: of its product vectors with that adapter; None where nobody asked, or of too few.
     """
 
     update: Adapter
@@ -70,6 +73,7 @@ class Trained:
     seconds: float
     control_change: Adapter | None = None
     statistics: Statistics | None = None
+    gaussian: Gaussians | None = None
 
 
 def get_worker(folder: Path) -> "Worker":
@@ -174,6 +178,7 @@ class Worker(RegionData):
         control: Adapter | None = None,
         counted: Collection[int] = (),
         federation: Statistics | None = None,
+        gaussians: Gaussians | None = None,
     ) -> Trained:
         """One round of local training from `adapter`.
 
@@ -188,19 +193,22 @@ class Worker(RegionData):
             control: SCAFFOLD's c; None without SCAFFOLD.
             counted: see `client.control_variates`.
             federation: encoding statistics of all regions; None before there are any.
+            gaussians: of the regions' product vectors; None before there are any.
 
         Raises:
             ConfigError: the purpose is an adapter of this region alone, and it has not agreed; or
                 SCAFFOLD is asked for, and this region trains less than the base's rank.
-            WireError: the statistics are of vectors of another length.
+            WireError: statistics or Gaussians are of vectors of another length.
         """
-        config = self._agreed(config, purpose, control=control, federation=federation)
+        self._require_length("statistics", None if federation is None else federation.query)
+        self._require_length("Gaussians", None if gaussians is None else gaussians.mean)
+        config = self._agreed(config, purpose, control=control)
         data, start = self._training_data_of(config), time.perf_counter()
         kept, begun = ControlVariates(self.region.state), None
         if control is not None:
             begun = kept.before(server_round, control, counted)
         self.encoder.load_adapter(adapter)
-        loss = self._descend(data, config, server_round, begun, federation)
+        loss = self._descend(data, config, server_round, begun, federation, gaussians)
         update, change = self.encoder.update(adapter, config.trained_factors), None
         seconds = time.perf_counter() - start
         if begun is not None:
@@ -209,26 +217,29 @@ class Worker(RegionData):
         sent = self._sent(update, config.update_encoding, server_round, adapter, purpose=purpose)
         asked = config.decorrelation_weight > 0
         statistics = encoding_statistics(self.encoder, data) if asked else None
-        return Trained(sent, len(data.examples.weight), loss, seconds, change, statistics)
+        gaussian = self._gaussian(config, server_round)
+        number = len(data.examples.weight)
+        return Trained(sent, number, loss, seconds, change, statistics, gaussian)
 
-    def _agreed(
-        self,
-        config: TrainConfig,
-        purpose: str,
-        *,
-        control: Adapter | None,
-        federation: Statistics | None,
-    ) -> TrainConfig:
+    def _gaussian(self, config: TrainConfig, server_round: int) -> Gaussians | None:
+        if config.drawn_negatives == 0:
+            return None
+        seed = order_seed(config, server_round, self.region.config.region)
+        return product_gaussian(self.encoder, self.products, seed=seed)
+
+    def _agreed(self, config: TrainConfig, purpose: str, *, control: Adapter | None) -> TrainConfig:
         """What this region trains by; it raises where it has not agreed, or cannot."""
         if control is not None:
             self._require_whole_rank()
-        if federation is not None and len(federation.query) != self.encoder.base.vector_dim:
-            dim = self.encoder.base.vector_dim
-            raise WireError(f"train message: statistics are not of {dim} dimensions")
         if purpose != LOCAL:
             return config
         self._require_consent("local_adapter", self.region.config.sharing.local_adapter)
-        return replace(config, decorrelation_weight=0.0)  # that is the federation's
+        return replace(config, decorrelation_weight=0.0, drawn_negatives=0)  # the federation's
+
+    def _require_length(self, what: str, vectors: Tensor | None) -> None:
+        dim = self.encoder.base.vector_dim
+        if vectors is not None and vectors.shape[-1] != dim:
+            raise WireError(f"train message: {what} are not of {dim} dimensions")
 
     def _descend(
         self,
@@ -237,6 +248,7 @@ class Worker(RegionData):
         server_round: int,
         control: Control | None,
         federation: Statistics | None,
+        gaussians: Gaussians | None,
     ) -> float:
         """Train the loaded adapter in place; the mean loss, nats."""
         names = self.encoder.trainable_names(config.trained_factors)
@@ -248,6 +260,7 @@ class Worker(RegionData):
             rank=self.rank,
             correction=control.correction(names) if control else (),
             federation=federation,
+            gaussians=gaussians,
             on_step=self.on_step,
             validate=self.validated if self.validation.queries else None,
         )

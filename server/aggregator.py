@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 
 from server.aggregation import new_mean
 from server.flower_rules import MAX_AT_ONCE, Reply, apply_rule, server_step
+from server.gaussians import FederationGaussians
 from server.statistics import FederationStatistics
 from shared.adapter import Adapter, trained_names
 from shared.config import FACTORS, RULES, SERVER_OPTIMIZERS, FederationConfig
 from shared.decorrelation import Statistics
 from shared.errors import FederationError
+from shared.gaussians import Gaussians
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Aggregator:
         self._config, self._round, self._sent, self._memory = config, server_round, sent, memory
         self._mean = new_mean(config.aggregation, sent, residual_rank=config.residual_rank)
         self._statistics = FederationStatistics(memory)
+        self._gaussians = FederationGaussians(memory, seed=[config.seed, server_round])
         self._replies: list[Reply] = []
         self._losses, self._weight = 0.0, 0
 
@@ -60,6 +63,7 @@ class Aggregator:
         num_examples: int,
         loss: float,
         statistics: Statistics | None = None,
+        gaussian: Gaussians | None = None,
     ) -> None:
         """Count a region in.
 
@@ -68,6 +72,7 @@ class Aggregator:
             num_examples: its weight.
             loss: of training, nats.
             statistics: of its encodings, where it sent some.
+            gaussian: of its product vectors, where it sent one.
 
         Raises:
             FederationError: the strategy needs all replies at once, and these are too many.
@@ -76,6 +81,8 @@ class Aggregator:
         self._weight += num_examples
         if statistics is not None:
             self._statistics.add(statistics, num_examples)
+        if gaussian is not None:
+            self._gaussians.add(gaussian)
         if self._config.strategy not in RULES:
             self._mean.add(update, num_examples)
             return
@@ -93,9 +100,12 @@ class Aggregator:
             FederationError: too few replies for the strategy.
         """
         outcome = self._step()
+        memory = outcome.memory
         if self._config.decorrelation_weight > 0:
-            return replace(outcome, memory=outcome.memory | self._statistics.memory())
-        return outcome
+            memory = memory | self._statistics.memory()
+        if self._config.drawn_negatives > 0:
+            memory = memory | self._gaussians.memory()
+        return replace(outcome, memory=memory)
 
     def _step(self) -> Outcome:
         loss, strategy = self._losses / self._weight, self._config.strategy

@@ -79,7 +79,7 @@ def run_rounds(
         meet=_meet(config, history),
         offset=last,
         memory=history.memory(last) if config.remembers else {},
-        dim=history.dim() if config.decorrelation_weight > 0 else 0,
+        dim=history.dim() if config.describes_vectors else 0,
         on_round=_keeper(history, config.num_rounds, audit),
     )
     try:

@@ -117,7 +117,7 @@ class History:
                 return int((file.metadata() or {})["dim"])
         except (OSError, SafetensorError, KeyError, ValueError):
             raise FederationError(
-                f"{path}: does not say how long vectors are, which decorrelation-weight needs; "
+                f"{path}: does not say how long vectors are, which this run config needs; "
                 "start a new training"
             ) from None
 

@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from server.aggregator import Aggregator, method_name
 from server.control_variates import ControlVariates, Counted
+from server.gaussians import FederationGaussians
 from server.handshake import Meeting
 from server.history import RoundRecord
 from server.replies import sort_replies
@@ -49,7 +50,7 @@ class CheckedFedAvg(FedAvg):
         meet: the handshake; asked before every round.
         offset: rounds that were complete before this start; round numbers go on from there.
         memory: what headquarters remembers of the last of them, besides the adapter.
-        dim: of the base's vectors; only encoding statistics are checked by it.
+        dim: of the base's vectors; what regions say of them is checked by it.
         on_round: called with record, adapter, memory and traffic of every finished round.
 
     Attributes:
@@ -72,6 +73,7 @@ class CheckedFedAvg(FedAvg):
         self._config, self._meet, self._offset = config, meet, offset
         self._on_round = on_round
         self._dim = dim if config.decorrelation_weight > 0 else 0
+        self._gaussian_dim = dim if config.drawn_negatives > 0 else 0
         self.memory: Adapter = memory or {}
         self._cohort: Mapping[int, str] = {}
         self._ranks: Mapping[str, int] = {}  # that regions announced, by name
@@ -99,6 +101,7 @@ class CheckedFedAvg(FedAvg):
             control=wire.encode_adapter(variates.common()) if scaffold else None,
             counted=variates.receipts(),
             statistics=FederationStatistics(self.memory).mean() if self._dim else None,
+            gaussians=FederationGaussians(self.memory).value() if self._gaussian_dim else None,
         )
         return self._send(request, MessageType.TRAIN)
 
@@ -116,7 +119,9 @@ class CheckedFedAvg(FedAvg):
 
         def count_in(region: str, content: RecordDict) -> Counted | None:
             reply = self._checked_update(region, content)
-            aggregator.add(reply.update, reply.num_examples, reply.loss, reply.statistics)
+            aggregator.add(
+                reply.update, reply.num_examples, reply.loss, reply.statistics, reply.gaussian
+            )
             change = reply.control_change
             return None if change is None else variates.add(change, reply.num_examples)
 
@@ -199,6 +204,7 @@ class CheckedFedAvg(FedAvg):
             rank=self._ranks.get(region),
             control=config.control_variates,
             dim=self._dim,
+            gaussian_dim=self._gaussian_dim,
         )
         self.record.uplink_bytes += record_bytes(content)
         return reply

@@ -65,6 +65,8 @@ class TrainConfig:
         logq_correction: share of log popularity that is taken from logits, 0 to 1.
         hard_negatives: skipped products that join a batch for each of its queries.
         public_negatives: of the base's public products, so many join every batch as negatives.
+        drawn_negatives: vectors drawn of the regions' Gaussians, so many join every batch; with
+            more than 0 these travel, see `shared.gaussians`.
         negative_max_cosine: a product nearer than this to a clicked one is no negative, at most 1.
         queue_size: products of former steps that are negatives as well.
         chunk_size: items encoded at a time; 0 encodes a batch at once.
@@ -96,6 +98,7 @@ class TrainConfig:
     logq_correction: float
     hard_negatives: int
     public_negatives: int
+    drawn_negatives: int
     negative_max_cosine: float
     queue_size: int
     chunk_size: int
@@ -141,6 +144,7 @@ class FederationConfig:
     logq_correction: float
     hard_negatives: int
     public_negatives: int
+    drawn_negatives: int
     negative_max_cosine: float
     queue_size: int
     chunk_size: int
@@ -180,8 +184,13 @@ class FederationConfig:
     @property
     def remembers(self) -> bool:
         """Whether headquarters needs more of the last round than its adapter."""
-        more = self.control_variates or self.decorrelation_weight > 0
+        more = self.control_variates or self.describes_vectors
         return self.strategy in SERVER_OPTIMIZERS or more
+
+    @property
+    def describes_vectors(self) -> bool:
+        """Whether regions are asked how their vectors lie."""
+        return self.decorrelation_weight > 0 or self.drawn_negatives > 0
 
     @property
     def wants_one_rank(self) -> str:
@@ -332,6 +341,7 @@ def _check_ranges(config: FederationConfig) -> None:
         "logq_correction",
         "hard_negatives",
         "public_negatives",
+        "drawn_negatives",
         "queue_size",
         "chunk_size",
         "augmented_views",
@@ -344,6 +354,10 @@ def _check_ranges(config: FederationConfig) -> None:
         if kind is float:
             _require(math.isfinite(getattr(config, name)), config, name, "must be finite")
     _require(config.logq_correction <= 1, config, "logq_correction", "must be at most 1")
+    even = config.logq_correction == 0 or config.drawn_negatives == 0
+    _require(
+        even, config, "drawn_negatives", "must be 0 with logq-correction: they have no popularity"
+    )
     most = f"must be at most {MAX_VIEWS}: each is as large as the originals' activations"
     _require(config.augmented_views <= MAX_VIEWS, config, "augmented_views", most)
     apart = config.rounds_per_epoch == 1 or config.local_epochs == 1

@@ -20,8 +20,9 @@ from shared.config import INT8, types_of
 from shared.errors import WireError
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # as Flower's strategies name them
-SCALES, CONTROL, STATISTICS = "scales", "control", "statistics"
-_SCALES_OF = {ARRAYS: SCALES, CONTROL: "control-scales"}
+SCALES, CONTROL, STATISTICS, GAUSSIANS = "scales", "control", "statistics", "gaussians"
+_SCALES_OF = {ARRAYS: SCALES, CONTROL: "control-scales", GAUSSIANS: "gaussians-scales"}
+_NORM_OF = {ARRAYS: "update norm", CONTROL: "control variate's norm", GAUSSIANS: "Gaussian's norm"}
 NUM_EXAMPLES = "num-examples"
 
 
@@ -55,8 +56,7 @@ def read_update(
     update = {key: torch.from_numpy(expand(values[key], scales[key])) for key in values}
     size = norm(update)
     if not size <= max_norm:
-        what = "update" if name == ARRAYS else "control variate's"
-        raise WireError(f"{what} norm {size:.3g} is above the bound {max_norm:.3g}")
+        raise WireError(f"{_NORM_OF[name]} {size:.3g} is above the bound {max_norm:.3g}")
     return update
 
 

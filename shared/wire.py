@@ -6,7 +6,7 @@ without quoting it. The records that messages are made of: `shared.records`.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,13 @@ from shared.config import (
 )
 from shared.decorrelation import MIN_EXAMPLES, MOMENTS, Statistics, why_impossible
 from shared.errors import WireError
+from shared.gaussians import Gaussians, forms
+from shared.gaussians import why_impossible as why_no_gaussians
 from shared.records import (
     ARRAYS,
     CONFIG,
     CONTROL,
+    GAUSSIANS,
     METRICS,
     NUM_EXAMPLES,
     STATISTICS,
@@ -52,7 +55,7 @@ from shared.records import (
     write_update,
 )
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 DESCRIBE = "query.describe"
 ROUND, LOCAL = TRAIN_PURPOSES = ("round", "local")
 VALIDATION, GATE, MATRIX = PURPOSES = ("validation", "gate", "matrix")
@@ -60,6 +63,7 @@ _REFERENCE, _MEAN, _VARIANCE = "reference-", "difference-", "variance-"
 _REFERENCE_NAME = re.compile(r"reference-([0-9]{1,9})")
 VERDICTS = ("", "accepted", "declined", "waiting", "rolled_back")
 _MAX_TEXT = 300  # characters
+_MAX_GAUSSIANS_NORM = 10.0  # of unit vectors it is at most about 1
 _MAX_VARIANCE = 1e6  # of one query's difference; beside few clicks one query can weigh much
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_@]{0,31}")
 
@@ -123,6 +127,7 @@ class TrainReply:
         control_change: of the region's control variate (SCAFFOLD's c_i+ - c_i), if it has one.
         statistics: of its encodings (DCCO), of weight num_examples; None where nobody asked, or of
             too few examples.
+        gaussian: of its product vectors, a single one; None where nobody asked, or of too few.
     """
 
     update: Adapter
@@ -131,6 +136,7 @@ class TrainReply:
     seconds: float
     control_change: Adapter | None = None
     statistics: Statistics | None = None
+    gaussian: Gaussians | None = None
 
 
 @dataclass(frozen=True)
@@ -241,6 +247,7 @@ class TrainRequest:
         control: SCAFFOLD's c, of the tensors that are to be trained; None without SCAFFOLD.
         counted: receipts of the answers that c is made of, the newest of each region.
         statistics: of all regions' encodings (DCCO), of weight 1; None before there are any.
+        gaussians: of the regions' product vectors; None before there are any.
     """
 
     adapter: Adapter
@@ -250,6 +257,7 @@ class TrainRequest:
     control: Adapter | None = None
     counted: tuple[int, ...] = ()
     statistics: Statistics | None = None
+    gaussians: Gaussians | None = None
 
 
 def train_request(
@@ -261,6 +269,7 @@ def train_request(
     control: ArrayRecord | None = None,
     counted: Iterable[int] = (),
     statistics: Statistics | None = None,
+    gaussians: Gaussians | None = None,
 ) -> RecordDict:
     """The train message of one round; see `TrainRequest`."""
     settings = ConfigRecord(dashed(asdict(config)))
@@ -270,6 +279,8 @@ def train_request(
         content[CONTROL], settings["counted"] = control, list(counted)
     if statistics is not None:
         content[STATISTICS] = encode_adapter(statistics.moments())
+    if gaussians is not None:
+        content[GAUSSIANS] = encode_adapter(gaussians.tensors())
     return content
 
 
@@ -296,20 +307,28 @@ def read_train_request(content: RecordDict) -> TrainRequest:
             raise WireError(f"train message: {key} is none of {', '.join(choices)}")
     if not 0 <= values["augmented_views"] <= MAX_VIEWS:  # the region's disk would hold them
         raise WireError(f"train message: augmented-views is not in 0 to {MAX_VIEWS}")
-    if values["public_negatives"] < 0:
-        raise WireError("train message: public-negatives is below 0")
+    for name in ("public_negatives", "drawn_negatives"):
+        if values[name] < 0:
+            raise WireError(f"train message: {name.replace('_', '-')} is below 0")
     if not 0 <= values["part"] < values["rounds_per_epoch"]:
         raise WireError("train message: part is not in 0 to rounds-per-epoch")
     adapter, config = decode_adapter(arrays_of(content)), TrainConfig(**values)
-    statistics = _sent_statistics(content, config)
+    plain = TrainRequest(
+        adapter,
+        config,
+        server_round,
+        purpose,
+        statistics=_sent_statistics(content, config),
+        gaussians=_sent_gaussians(content, config),
+    )
     if counted is None and CONTROL not in content:
-        return TrainRequest(adapter, config, server_round, purpose, statistics=statistics)
+        return plain
     if not isinstance(counted, list) or not all(type(number) is int for number in counted):
         raise WireError("train message: a control variate comes with a list of receipts")
     control = decode_adapter(arrays_of(content, CONTROL))
     trained = trained_names(adapter, config.trained_factors)
     require_same_form(control, {name: adapter[name] for name in trained})
-    return TrainRequest(adapter, config, server_round, purpose, control, tuple(counted), statistics)
+    return replace(plain, control=control, counted=tuple(counted))
 
 
 def _sent_statistics(content: RecordDict, config: TrainConfig) -> Statistics | None:
@@ -319,6 +338,34 @@ def _sent_statistics(content: RecordDict, config: TrainConfig) -> Statistics | N
         raise WireError("train message: statistics without a decorrelation-weight")
     shape = arrays_of(content, STATISTICS).get(MOMENTS[0], to_array(np.zeros(0))).shape
     return _read_statistics(content, shape[0] if len(shape) == 1 else 0, weight=1)
+
+
+def _sent_gaussians(content: RecordDict, config: TrainConfig) -> Gaussians | None:
+    if GAUSSIANS not in content:
+        return None
+    if config.drawn_negatives == 0:
+        raise WireError("train message: Gaussians without drawn-negatives")
+    record = arrays_of(content, GAUSSIANS)
+    shape = record.get("mean", to_array(np.zeros(0))).shape
+    arrays = read_arrays(record, forms(*shape) if len(shape) == 2 else {}, "float32")
+    return _possible({name: torch.from_numpy(values.copy()) for name, values in arrays.items()})
+
+
+def _given_gaussian(content: RecordDict, dim: int, encoding: str) -> Gaussians | None:
+    """That of a reply, checked; None where there is none."""
+    if GAUSSIANS not in content:
+        return None
+    if dim == 0:
+        raise WireError("a Gaussian that nobody asked for")
+    form = {name: torch.zeros(shape) for name, shape in forms(1, dim).items()}
+    return _possible(read_update(content, GAUSSIANS, form, encoding, _MAX_GAUSSIANS_NORM))
+
+
+def _possible(tensors: Mapping[str, Tensor]) -> Gaussians:
+    found = Gaussians(**tensors)
+    if why := why_no_gaussians(found):
+        raise WireError(f"Gaussians: {why}")
+    return found
 
 
 def _read_statistics(content: RecordDict, dim: int, *, weight: int) -> Statistics:
@@ -358,6 +405,7 @@ def train_reply(
     seconds: float,
     control_change: Adapter | None = None,
     statistics: Statistics | None = None,
+    gaussian: Gaussians | None = None,
 ) -> RecordDict:
     """A region's answer to a train message.
 
@@ -369,6 +417,7 @@ def train_reply(
         seconds: of training.
         control_change: of the region's control variate, where the message held one.
         statistics: of its encodings, where the message had a weight for them.
+        gaussian: of its product vectors, where the message asked for drawn negatives.
     """
     content = RecordDict({METRICS: _train_metrics(num_examples, loss, seconds)})
     write_update(content, ARRAYS, update, encoding)
@@ -376,6 +425,8 @@ def train_reply(
         write_update(content, CONTROL, control_change, encoding)
     if statistics is not None:
         content[STATISTICS] = encode_adapter(statistics.moments())
+    if gaussian is not None:
+        write_update(content, GAUSSIANS, gaussian.tensors(), encoding)
     return content
 
 
@@ -389,6 +440,7 @@ def read_train_reply(
     rank: int | None = None,
     control: bool = False,
     dim: int = 0,
+    gaussian_dim: int = 0,
 ) -> TrainReply:
     """Check a region's update before it counts.
 
@@ -406,6 +458,7 @@ def read_train_reply(
             with the same names and shapes, and otherwise not.
         dim: of the vectors whose statistics it was asked for, 0 for none; from
             `shared.decorrelation.MIN_EXAMPLES` examples on they must be there, and otherwise not.
+        gaussian_dim: of the vectors whose Gaussian it was asked for, 0 for none; it may be missing.
 
     Raises:
         WireError: the reason, without quoting the reply.
@@ -421,8 +474,9 @@ def read_train_reply(
     update = completed(read_update(content, ARRAYS, part, encoding, max_norm), sent)
     change = read_update(content, CONTROL, sent, encoding, max_norm) if control else None
     statistics = _given_statistics(content, dim, num_examples)
+    gaussian = _given_gaussian(content, gaussian_dim, encoding)
     loss, seconds = read_number(metrics, "loss"), read_number(metrics, "seconds")
-    return TrainReply(update, num_examples, loss, seconds, change, statistics)
+    return TrainReply(update, num_examples, loss, seconds, change, statistics, gaussian)
 
 
 def _require_rank(arrays: ArrayRecord, form: Adapter) -> None:

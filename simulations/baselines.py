@@ -105,7 +105,7 @@ def train_round(
     settings = config.train_config(number)
     seed = order_seed(settings, number, pool.name)
     rate = settings.learning_rate * pool.learning_rate_scale
-    settings = replace(settings, learning_rate=rate, decorrelation_weight=0.0)
+    settings = replace(settings, learning_rate=rate, decorrelation_weight=0.0, drawn_negatives=0)
     rank = max(worker.rank for worker in pool.workers)
     return train(encoder, pool.data, settings, seed=seed, rank=rank, on_step=on_step)
 

@@ -52,10 +52,11 @@ from client.evaluation import K, rank
 from client.known_items import known_items_of, make_known_items
 from client.objective import TrainingData, make_training_data
 from client.region import open_region
-from client.statistics import encoding_statistics
+from client.statistics import encoding_statistics, product_gaussian
 from client.training import order_seed, train
 from client.worker import Worker
 from server.aggregator import Aggregator, Outcome
+from server.gaussians import FederationGaussians
 from server.history import History
 from server.statistics import FederationStatistics
 from shared.adapter import Adapter
@@ -353,12 +354,15 @@ def _round(
             seed=seed,
             rank=worker.rank,
             federation=FederationStatistics(memory).mean(),
+            gaussians=FederationGaussians(memory).value(),
             validate=worker.validated,
         )
         update = worker.encoder.update(adapter, settings.trained_factors)
         asked = settings.decorrelation_weight > 0
         statistics = encoding_statistics(worker.encoder, part) if asked else None
-        aggregator.add(update, len(part.examples.weight), loss, statistics)
+        drawn = settings.drawn_negatives > 0
+        gaussian = product_gaussian(worker.encoder, part.products, seed=seed) if drawn else None
+        aggregator.add(update, len(part.examples.weight), loss, statistics, gaussian)
     return aggregator.outcome()
 
 

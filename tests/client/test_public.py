@@ -1,4 +1,4 @@
-"""Public products in local training: as products of the catalog that nobody clicked."""
+"""Negatives that are in no catalog here: public products, and vectors drawn of Gaussians."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,14 +12,16 @@ from test_training import CONFIG, QUERIES, TITLES
 from client.batches import Batch, epoch_batches, make_batch, positives_among
 from client.clicks import Examples
 from client.known_items import make_known_items
-from client.objective import Objective, TrainingData, make_training_data
+from client.objective import _STEPS_DRAWN, Objective, TrainingData, make_training_data
 from client.public import open_public, wants_public
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import image_prefixes, text_prefixes
 from shared.encoders.presets import PRESETS, make_base
 from shared.encoders.public import PublicSlice
+from shared.gaussians import COMPONENTS, Gaussians
 
 STRANGERS = ["red kettle", "garden chair", "paper"]
+ALONE = replace(CONFIG, alignment_weight=0.0, anchor_weight=0.0)
 PLACES = [(0, 0), (0, 4), (1, 1), (2, 2), (3, 3)]  # query, product
 
 
@@ -160,3 +162,78 @@ def test_a_round_gets_what_it_asks_for(
     batch = make_batch(renamed.known, np.arange(len(renamed.known.weight)))
     asked = make_batch(renamed.examples, np.arange(len(PLACES)))
     assert torch.isfinite(Objective(encoder, renamed, words).loss(asked, batch))
+
+
+# -- drawn of Gaussians ----------------------------------------------------------------------------
+
+
+def still(vectors: torch.Tensor) -> Gaussians:
+    """Gaussians without spread: what is drawn is one of the vectors (R, V)."""
+    number, dim = vectors.shape
+    return Gaussians(vectors, torch.zeros(number, COMPONENTS, dim), torch.zeros(number))
+
+
+@pytest.fixture
+def apart(both: tuple[TrainingData, TrainingData]) -> tuple[TrainingData, Batch]:
+    """Training data with a batch of all its examples, nothing public in it."""
+    batch = with_everybody(*both)[0]
+    return replace(both[0], public=None), replace(batch, public_rows=batch.public_rows[:0])
+
+
+def test_they_are_as_public_products_with_these_vectors(
+    encoder: Encoder, both: tuple[TrainingData, TrainingData], apart: tuple[TrainingData, Batch]
+) -> None:
+    data, batch = both[0], with_everybody(*both)[0]
+    assert data.public is not None
+    one = replace(batch, public_rows=batch.public_rows[:1])
+    vector = torch.from_numpy(encoder.product_matrix(data.public, one.public_rows))
+    drawing = Objective(
+        encoder, apart[0], replace(ALONE, drawn_negatives=1), gaussians=still(vector)
+    )
+    drawing.draw([0])
+    with_public = Objective(encoder, data, replace(ALONE, alignment_weight=0.0))
+    expected = with_public.loss(one, None).item()
+    assert drawing.loss(apart[1], None).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_loss_without_any_is_that_of_the_batch_alone(
+    encoder: Encoder, apart: tuple[TrainingData, Batch]
+) -> None:
+    data, batch = apart
+    plain = Objective(encoder, data, ALONE).loss(batch, None).item()
+    nobody = Objective(encoder, data, replace(ALONE, drawn_negatives=4))
+    nobody.draw([0])
+    assert nobody.loss(batch, None).item() == plain
+    zero = Objective(encoder, data, ALONE, gaussians=still(torch.eye(encoder.dim)))
+    zero.draw([0])
+    assert zero.loss(batch, None).item() == plain
+
+
+def test_every_step_has_its_own_until_they_come_again(
+    encoder: Encoder, apart: tuple[TrainingData, Batch]
+) -> None:
+    data, batch = apart
+    config = replace(ALONE, drawn_negatives=2, chunk_size=2)
+    objective = Objective(encoder, data, config, gaussians=still(torch.eye(encoder.dim)))
+    objective.draw([0])
+    losses = [objective.backward(batch, None).item() for _ in range(_STEPS_DRAWN + 2)]
+    assert len(set(losses[:_STEPS_DRAWN])) > _STEPS_DRAWN / 2
+    assert losses[_STEPS_DRAWN:] == losses[:2]
+    again = Objective(encoder, data, config, gaussians=still(torch.eye(encoder.dim)))
+    again.draw([0])
+    assert again.backward(batch, None).item() == losses[0]
+    again.draw([1])
+    assert again.backward(batch, None).item() != losses[1]
+
+
+def test_they_get_no_gradient_and_give_one(
+    encoder: Encoder, apart: tuple[TrainingData, Batch]
+) -> None:
+    data, batch = apart
+    gaussians = still(torch.eye(encoder.dim).requires_grad_())
+    objective = Objective(encoder, data, replace(ALONE, drawn_negatives=8), gaussians=gaussians)
+    objective.draw([0])
+    objective.backward(batch, None)
+    assert gaussians.mean.grad is None
+    found = [p.grad for p in encoder.trainable() if p.grad is not None]
+    assert any(bool(gradient.abs().sum() > 0) for gradient in found)

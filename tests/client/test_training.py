@@ -44,6 +44,7 @@ CONFIG = TrainConfig(
     logq_correction=0.0,
     hard_negatives=0,
     public_negatives=0,
+    drawn_negatives=0,
     negative_max_cosine=1.0,
     queue_size=0,
     chunk_size=0,
@@ -395,7 +396,7 @@ def test_a_batch_shows_originals_and_views_as_they_were_drawn(
 
     undrawn, drawn = loss(objective), []
     for number in (0, 1, 2, 3, 0):
-        objective.draw_views([number])
+        objective.draw([number])
         drawn.append(loss(objective))
     assert undrawn == loss(Objective(encoder, data, config))
     assert len({undrawn, *drawn}) > 2
@@ -410,7 +411,7 @@ def test_views_are_the_same_for_both_passes_of_a_chunked_step(
     for chunk_size in (0, 2):
         config = dataclasses.replace(CONFIG, chunk_size=chunk_size)
         objective = Objective(encoder, seen_upside_down(data), config)
-        objective.draw_views([3])
+        objective.draw([3])
         found.append(gradients(encoder, objective, whole(data), all_known(data)))
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4)
