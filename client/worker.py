@@ -222,7 +222,7 @@ class Worker(RegionData):
         return Trained(sent, number, loss, seconds, change, statistics, gaussian)
 
     def _gaussian(self, config: TrainConfig, server_round: int) -> Gaussians | None:
-        if config.drawn_negatives == 0:
+        if config.drawn_negatives == 0 or not self.region.config.sharing.product_gaussian:
             return None
         seed = order_seed(config, server_round, self.region.config.region)
         return product_gaussian(self.encoder, self.products, seed=seed)

@@ -7,6 +7,7 @@ those that pass is for `server.aggregator` to say. Flower's own mean wants all r
 takes each as it is checked, so that memory does not grow with the cohort.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +40,11 @@ from shared.exchanges import digest
 from shared.records import record_bytes
 
 Checked = TypeVar("Checked")
+log = logging.getLogger("fedshelf.server")
+_NOTHING_TO_DRAW_OF = (
+    "no region has told how its product vectors lie (sharing.product_gaussian in region.toml), so"
+    " drawn-negatives has nothing to draw of"
+)
 _NAMED = 5  # of refused regions, in one line
 
 
@@ -132,6 +138,8 @@ class CheckedFedAvg(FedAvg):
         self.memory = outcome.memory | (variates.memory(counted) if counted else {})
         self.record.loss, self.record.method = outcome.loss, method_name(self._config)
         self.record.bias, self.record.relative_bias = outcome.bias, outcome.relative_bias
+        if self._gaussian_dim and FederationGaussians(self.memory).value() is None:
+            log.warning("round %d: %s", number, _NOTHING_TO_DRAW_OF)
         metrics = MetricRecord({"loss": outcome.loss})
         return wire.encode_adapter(outcome.adapter), metrics
 

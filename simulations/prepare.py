@@ -33,7 +33,13 @@ from shared.encoders.public import PublicSlice
 from shared.errors import DataError, FederationError
 from shared.retrieval.index import build_index, search_index
 from shared.retrieval.lexical import LexicalIndex
-from shared.schema import BaseConfig, DataConfig, PersonalizationConfig, RegionConfig
+from shared.schema import (
+    BaseConfig,
+    DataConfig,
+    PersonalizationConfig,
+    RegionConfig,
+    SharingConfig,
+)
 from simulations.clickmodel import simulate_clicks
 from simulations.datasets.load import load_source
 from simulations.datasets.source import Query, Source
@@ -270,6 +276,7 @@ def _region_config(
             "data": DataConfig.model_validate(
                 {"qrels": "qrels.parquet", "text_fields": source.text_fields}
             ),
+            "sharing": SharingConfig(product_gaussian=True),  # nobody is there to ask
         }
     )
 

@@ -15,6 +15,7 @@ from server.history import History
 from shared.adapter import Adapter
 from shared.errors import FederationError, WireError
 from shared.gaussians import MIN_PRODUCTS, Gaussians
+from shared.schema import SharingConfig, load_region_config, render_region_toml
 from simulations.engine import run_engine
 
 NewRun = Callable[[str], Path]
@@ -101,6 +102,30 @@ def test_a_region_of_few_products_sends_none_and_learns_from_the_others(
     nobody = federate(new_run("nobody"), **ON)
     assert kept(nobody, 2) is None
     assert not same(nobody.adapter(2), history.adapter(2))
+
+
+def refuse(run: Path, name: str) -> None:
+    folder = run / "regions" / name
+    config = load_region_config(folder).model_copy(update={"sharing": SharingConfig()})
+    (folder / "region.toml").write_text(render_region_toml(config))
+
+
+def test_a_region_that_has_not_agreed_sends_none_and_learns_from_the_others(
+    new_run: NewRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, nobody = new_run("run"), new_run("nobody")
+    refuse(run, "north")
+    history = federate(run, **ON)
+    found = kept(history, 1)
+    assert found is not None and len(found.mean) == 1
+    assert history.rounds()[2].rejected == [] and caplog.messages == []
+    for name in ("north", "south"):
+        refuse(nobody, name)
+    alone = federate(nobody, **ON)
+    assert kept(alone, 2) is None
+    assert sum("sharing.product_gaussian" in message for message in caplog.messages) == 2
+    plain = federate(new_run("plain"), update_encoding="float32")
+    assert same(alone.adapter(2), plain.adapter(2))
 
 
 def test_a_bad_one_rejects_that_region_by_name(
