@@ -161,9 +161,7 @@ class SharingConfig(_Strict):
 
     matrix: bool = False  # evaluate other adapters on its gate clicks
     local_adapter: bool = False  # train an adapter on its clicks alone for that comparison
-    product_gaussian: bool = (
-        False  # tell how its product vectors lie (`shared.gaussians`)
-    )
+    product_gaussian: bool = False  # tell how its product vectors lie (`shared.gaussians`)
     named: bool = False  # appear by name, not by number, in releases
 
 
