@@ -5,18 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_world import federation, run_config
+from small_runs import federate, federate_in_two_goes, same
+from small_world import federation
 
 import client.worker
 from client.statistics import product_gaussian
-from client.worker import Worker, forget_workers, get_worker
+from client.worker import Worker, get_worker
 from server.gaussians import FederationGaussians
 from server.history import History
-from shared.adapter import Adapter
 from shared.errors import FederationError, WireError
 from shared.gaussians import MIN_PRODUCTS, Gaussians
 from shared.schema import SharingConfig, load_region_config, render_region_toml
-from simulations.engine import run_engine
 
 NewRun = Callable[[str], Path]
 ON: dict[str, str | float] = {"drawn_negatives": 32, "update_encoding": "float32"}
@@ -26,15 +25,6 @@ ON: dict[str, str | float] = {"drawn_negatives": 32, "update_encoding": "float32
 def small_regions_send(monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions of the small world are below what is asked of real ones."""
     monkeypatch.setattr("client.statistics.MIN_PRODUCTS", 40)
-
-
-def federate(run: Path, **knobs: str | float) -> History:
-    run_engine("local", run_config(run, **knobs), num_regions=2)  # type: ignore[arg-type]
-    return History(run / "headquarters")
-
-
-def same(one: Adapter, other: Adapter) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def kept(history: History, number: int) -> Gaussians | None:
@@ -64,17 +54,7 @@ def test_headquarters_keeps_each_regions_own(new_run: NewRun) -> None:
 
 
 def test_a_run_cut_in_round_two_ends_bit_equal(new_run: NewRun) -> None:
-    whole, cut = federate(new_run("whole"), **ON), new_run("cut")
-
-    def ctrl_c(done: int, total: int) -> None:
-        if History(cut / "headquarters").rounds()[-1].round == 1:
-            raise KeyboardInterrupt
-
-    get_worker(cut / "regions" / "south").on_step = ctrl_c  # north has trained by then
-    with pytest.raises(KeyboardInterrupt):
-        federate(cut, **ON)
-    forget_workers()
-    again = federate(cut, **ON)
+    whole, again = federate(new_run("whole"), **ON), federate_in_two_goes(new_run("cut"), **ON)
     for number in (1, 2):
         assert same(whole.adapter(number), again.adapter(number))
         assert same(whole.memory(number), again.memory(number))

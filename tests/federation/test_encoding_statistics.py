@@ -6,18 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Message, RecordDict
-from small_world import federation, run_config
+from small_runs import federate, federate_in_two_goes, same
+from small_world import federation
 
 import client.worker
 from client.statistics import encoding_statistics
-from client.worker import forget_workers, get_worker
-from server.history import History
+from client.worker import get_worker
 from server.statistics import FederationStatistics
-from shared.adapter import Adapter
 from shared.decorrelation import MIN_EXAMPLES, MOMENTS, Statistics
 from shared.errors import FederationError, WireError
 from shared.records import STATISTICS
-from simulations.engine import LocalGrid, run_engine
+from simulations.engine import LocalGrid
 
 NewRun = Callable[[str], Path]
 ON: dict[str, str | float] = {"decorrelation_weight": 0.1, "update_encoding": "float32"}
@@ -34,15 +33,6 @@ def send_from(monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
 def small_regions_send(monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions of the small world are below what is asked of real ones."""
     send_from(monkeypatch, 10)
-
-
-def federate(run: Path, **knobs: str | float) -> History:
-    run_engine("local", run_config(run, **knobs), num_regions=2)  # type: ignore[arg-type]
-    return History(run / "headquarters")
-
-
-def same(one: Adapter, other: Adapter) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 @pytest.fixture
@@ -106,17 +96,7 @@ def test_headquarters_keeps_the_regions_mean_weighted_by_examples(new_run: NewRu
 
 
 def test_a_run_cut_in_round_two_ends_bit_equal(new_run: NewRun) -> None:
-    whole, cut = federate(new_run("whole"), **ON), new_run("cut")
-
-    def ctrl_c(done: int, total: int) -> None:
-        if History(cut / "headquarters").rounds()[-1].round == 1:
-            raise KeyboardInterrupt
-
-    get_worker(cut / "regions" / "south").on_step = ctrl_c  # north has trained by then
-    with pytest.raises(KeyboardInterrupt):
-        federate(cut, **ON)
-    forget_workers()
-    again = federate(cut, **ON)
+    whole, again = federate(new_run("whole"), **ON), federate_in_two_goes(new_run("cut"), **ON)
     assert FederationStatistics(whole.memory(1)).mean() is not None
     for number in (1, 2):
         assert same(whole.adapter(number), again.adapter(number))

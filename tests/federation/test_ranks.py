@@ -9,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import small_runs
 import torch
 from flwr.app import Context, Message, RecordDict
+from small_runs import federate_in_two_goes, same
 from small_world import run_config
 from test_engines import FLOWER
 
@@ -22,14 +25,15 @@ from client.rpc import WorkerServer
 from client.worker import Worker, forget_workers, get_worker
 from server.history import History
 from shared import wire
-from shared.adapter import Adapter, completed, load_adapter, norm, rank_axis, subtract, within_rank
+from shared.adapter import completed, load_adapter, norm, rank_axis, subtract, within_rank
 from shared.config import ENCODINGS, FLOAT32, TrainConfig, parse_run_config
 from shared.errors import ConfigError, FederationError
 from shared.schema import load_region_config, render_region_toml
 from simulations.baselines import Pool, local_pool, train_alone
-from simulations.engine import LocalGrid, run_engine
+from simulations.engine import LocalGrid
 
 NewRun = Callable[[str], Path]
+federate = partial(small_runs.federate, num_rounds=3)
 
 
 def bound(run: Path, region: str, max_rank: int, **sharing: bool) -> Path:
@@ -50,15 +54,6 @@ def bound(run: Path, region: str, max_rank: int, **sharing: bool) -> Path:
 def mixed(run: Path) -> Path:
     bound(run, "north", 1)
     return run
-
-
-def federate(run: Path, **knobs: str | float) -> History:
-    run_engine("local", run_config(run, **{"num_rounds": 3, **knobs}), num_regions=2)  # type: ignore[arg-type]
-    return History(run / "headquarters")
-
-
-def same(a: Adapter, b: Adapter) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def settings(**knobs: str | float) -> TrainConfig:
@@ -86,17 +81,9 @@ def test_the_rank_of_the_base_is_as_no_rank_at_all(max_rank: int, new_run: NewRu
 
 @pytest.mark.parametrize("aggregation", ["factors", "exact", "alternate", "freeze_a"])
 def test_mixed_ranks_after_an_interruption_end_bit_equal(aggregation: str, new_run: NewRun) -> None:
-    whole, cut = federate(mixed(new_run("whole")), aggregation=aggregation), mixed(new_run("cut"))
-
-    def ctrl_c(done: int, total: int) -> None:
-        if History(cut / "headquarters").rounds()[-1].round == 1:
-            raise KeyboardInterrupt
-
-    worker_of(cut, "south").on_step = ctrl_c  # north has trained by then
-    with pytest.raises(KeyboardInterrupt):
-        federate(cut, aggregation=aggregation)
-    forget_workers()
-    again = federate(cut, aggregation=aggregation)
+    whole = federate(mixed(new_run("whole")), aggregation=aggregation)
+    cut = mixed(new_run("cut"))
+    again = federate_in_two_goes(cut, num_rounds=3, aggregation=aggregation)
     for number in range(1, 4):
         assert same(whole.adapter(number), again.adapter(number))
         assert whole.rounds()[number].rejected == []
