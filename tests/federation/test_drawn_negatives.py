@@ -90,6 +90,11 @@ def refuse(run: Path, name: str) -> None:
     (folder / "region.toml").write_text(render_region_toml(config))
 
 
+def told(caplog: pytest.LogCaptureFixture) -> int:
+    """How often headquarters said that there is nothing to draw of."""
+    return sum("sharing.product_gaussian" in message for message in caplog.messages)
+
+
 def test_a_region_that_has_not_agreed_sends_none_and_learns_from_the_others(
     new_run: NewRun, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,12 +103,12 @@ def test_a_region_that_has_not_agreed_sends_none_and_learns_from_the_others(
     history = federate(run, **ON)
     found = kept(history, 1)
     assert found is not None and len(found.mean) == 1
-    assert history.rounds()[2].rejected == [] and caplog.messages == []
+    assert history.rounds()[2].rejected == [] and told(caplog) == 0
     for name in ("north", "south"):
         refuse(nobody, name)
     alone = federate(nobody, **ON)
     assert kept(alone, 2) is None
-    assert sum("sharing.product_gaussian" in message for message in caplog.messages) == 2
+    assert told(caplog) == 2  # in either round
     plain = federate(new_run("plain"), update_encoding="float32")
     assert same(alone.adapter(2), plain.adapter(2))
 
