@@ -14,7 +14,7 @@ from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.gaussians import MIN_PRODUCTS, Gaussians, fitted
 
 _PART = 4096  # pairs whose vectors are side by side in memory
-_MAX_PRODUCTS = 1000  # that a Gaussian is of: more take time, and tell little more
+_MAX_PRODUCTS = 1000  # that a Gaussian is of: they are encoded for it in every round
 
 
 def encoding_statistics(encoder: Encoder, data: TrainingData) -> Statistics | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import federate, federate_in_two_goes, same
+from small_runs import federate, same
 from small_world import federation
 
 import client.worker
@@ -13,7 +13,7 @@ from client.statistics import product_gaussian
 from client.worker import Worker, get_worker
 from server.gaussians import FederationGaussians
 from server.history import History
-from shared.errors import FederationError, WireError
+from shared.errors import WireError
 from shared.gaussians import MIN_PRODUCTS, Gaussians
 from shared.schema import SharingConfig, load_region_config, render_region_toml
 
@@ -51,21 +51,6 @@ def test_headquarters_keeps_each_regions_own(new_run: NewRun) -> None:
         trained = get_worker(run / "regions" / name).train(history.adapter(0), settings, 1)
         assert trained.gaussian is not None
         torch.testing.assert_close(both.mean[place], trained.gaussian.mean[0])
-
-
-def test_a_run_cut_in_round_two_ends_bit_equal(new_run: NewRun) -> None:
-    whole, again = federate(new_run("whole"), **ON), federate_in_two_goes(new_run("cut"), **ON)
-    for number in (1, 2):
-        assert same(whole.adapter(number), again.adapter(number))
-        assert same(whole.memory(number), again.memory(number))
-
-
-def test_without_its_memory_a_run_does_not_go_on(new_run: NewRun) -> None:
-    run = new_run("run")
-    history = federate(run, num_rounds=1, **ON)
-    (history.folder / "memory" / "0001.safetensors").unlink()
-    with pytest.raises(FederationError, match=r"memory/0001\.safetensors: not found"):
-        federate(run, **ON)
 
 
 def test_a_region_of_few_products_sends_none_and_learns_from_the_others(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Message, RecordDict
-from small_runs import federate, federate_in_two_goes, same
+from small_runs import federate, same
 from small_world import federation
 
 import client.worker
@@ -14,7 +14,7 @@ from client.statistics import encoding_statistics
 from client.worker import get_worker
 from server.statistics import FederationStatistics
 from shared.decorrelation import MIN_EXAMPLES, MOMENTS, Statistics
-from shared.errors import FederationError, WireError
+from shared.errors import WireError
 from shared.records import STATISTICS
 from simulations.engine import LocalGrid
 
@@ -93,22 +93,6 @@ def test_headquarters_keeps_the_regions_mean_weighted_by_examples(new_run: NewRu
     assert float(mean.weight) == total
     for key, summed in expected.items():
         torch.testing.assert_close(getattr(mean, key), summed / total, atol=1e-6, rtol=0)
-
-
-def test_a_run_cut_in_round_two_ends_bit_equal(new_run: NewRun) -> None:
-    whole, again = federate(new_run("whole"), **ON), federate_in_two_goes(new_run("cut"), **ON)
-    assert FederationStatistics(whole.memory(1)).mean() is not None
-    for number in (1, 2):
-        assert same(whole.adapter(number), again.adapter(number))
-        assert same(whole.memory(number), again.memory(number))
-
-
-def test_without_its_memory_a_run_does_not_go_on(new_run: NewRun) -> None:
-    run = new_run("run")
-    history = federate(run, num_rounds=1, **ON)
-    (history.folder / "memory" / "0001.safetensors").unlink()
-    with pytest.raises(FederationError, match=r"memory/0001\.safetensors: not found"):
-        federate(run, **ON)
 
 
 def test_a_region_with_few_examples_sends_none_and_learns_from_the_others(
