@@ -64,7 +64,8 @@ class Trained:
         control_change: of the region's control variate, as it arrives; None without SCAFFOLD.
         statistics: of its encodings with the adapter that it ends with; None where nobody asked, or
             of too few examples.
-        gaussian: of its product vectors with that adapter; None where nobody asked, or of too few.
+        gaussian: of its product vectors with that adapter; None where nobody asked, of too few, or
+            where it has not agreed.
     """
 
     update: Adapter

@@ -117,7 +117,8 @@ class History:
                 return int((file.metadata() or {})["dim"])
         except (OSError, SafetensorError, KeyError, ValueError):
             raise FederationError(
-                f"{path}: does not say how long vectors are, which this run config needs; "
+                f"{path}: does not say how long vectors are, which decorrelation-weight and "
+                "drawn-negatives need; "
                 "start a new training"
             ) from None
 

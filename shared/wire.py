@@ -127,7 +127,7 @@ class TrainReply:
         control_change: of the region's control variate (SCAFFOLD's c_i+ - c_i), if it has one.
         statistics: of its encodings (DCCO), of weight num_examples; None where nobody asked, or of
             too few examples.
-        gaussian: of its product vectors, a single one; None where nobody asked, or of too few.
+        gaussian: of its product vectors, a single one; None where it sent none.
     """
 
     update: Adapter
