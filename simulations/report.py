@@ -47,6 +47,7 @@ GRADES = {3: "exact match", 2: "close match", 1: "related", 0: "not relevant"}
 CURRENCY_SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
 THUMBNAIL_PX = 128
 SHOWN_PROBLEMS = 8
+_DESCRIBES_VECTORS = ("decorrelation-weight", "drawn-negatives")  # keys; shared/config.py
 MISSING = "\N{EN DASH}"
 
 
@@ -171,7 +172,8 @@ def _tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
         _versus(mean, "zero_shot", "the untrained base"),
         _versus(mean, "local_only", "each region alone"),
     ]
-    return [*versus, _centralized_tile(mean), _gap_tile(mean), _traffic_tile(result["rounds"])]
+    traffic = _traffic_tile(result["rounds"], result["options"].get("knobs", {}))
+    return [*versus, _centralized_tile(mean), _gap_tile(mean), traffic]
 
 
 def _versus(mean: Mapping[str, Any], other: str, words: str) -> dict[str, str]:
@@ -205,13 +207,15 @@ def _gap_tile(mean: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _traffic_tile(rounds: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _traffic_tile(rounds: Sequence[Mapping[str, Any]], knobs: Mapping[str, Any]) -> dict[str, str]:
+    described = any(knobs.get(key, 0) > 0 for key in _DESCRIBES_VECTORS)
+    what = "adapters, how vectors lie, and counts" if described else "adapters and counts"
     up = sum(entry["uplink_bytes"] for entry in rounds)
     down = sum(entry["downlink_bytes"] for entry in rounds)
     return {
         "figure": bytes_in_words(up + down),
         "label": f"on the wire in {_num_rounds(rounds)} rounds",
-        "note": f"adapters and counts only: {bytes_in_words(up)} up, {bytes_in_words(down)} down",
+        "note": f"{what} only: {bytes_in_words(up)} up, {bytes_in_words(down)} down",
     }
 
 

@@ -124,6 +124,19 @@ def test_headline_figures():
     assert "3.0 MB on the wire in 2 rounds" in text
 
 
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({}, "adapters and counts only"),
+        ({"drawn-negatives": 0}, "adapters and counts only"),
+        ({"drawn-negatives": 8}, "adapters, how vectors lie, and counts only"),
+        ({"decorrelation-weight": 0.1}, "adapters, how vectors lie, and counts only"),
+    ],
+)
+def test_what_was_on_the_wire_is_told(knobs, told):
+    assert told in page(options={"data": "synthetic", "out": "run", "knobs": knobs}).text
+
+
 def test_no_gap_is_no_percentage():
     text = page(mean=figures(local_only=0.9)).text
     assert "\N{EN DASH} of the gap from local to centralized closed" in text
