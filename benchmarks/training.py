@@ -24,6 +24,7 @@ from shared import wire
 from shared.config import parse_run_config
 from shared.encoders.encoder import load_encoder
 from shared.errors import ConfigError
+from shared.records import encode_adapter
 from shared.schema import RegionConfig, ServeConfig, load_region_config
 from simulations.regions import write_region_toml
 
@@ -100,7 +101,7 @@ def _request(base: Path, fingerprint: str) -> RecordDict:
     encoder = load_encoder(base, device="cpu", expected=fingerprint)
     encoder.reset(seed=0)
     config = parse_run_config({"run-dir": "x"}).train_config(1)
-    return wire.train_request(wire.encode_adapter(encoder.adapter()), config, 1)
+    return wire.train_request(encode_adapter(encoder.adapter()), config, 1)
 
 
 def _asked(address: str, texts: Iterator[str], seconds: float) -> Outcome:

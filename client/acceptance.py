@@ -12,7 +12,7 @@ Move = Literal["keep", "use", "try"]
 
 
 class Measured(Protocol):
-    """Candidate minus release in use on the gate clicks; `shared.wire.Difference` is one."""
+    """Candidate minus release in use, on the gate clicks: `shared.wire_evaluation.Difference`."""
 
     @property
     def num_queries(self) -> int:

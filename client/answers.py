@@ -7,7 +7,7 @@ ClientApp calls it in its own process, and behind the worker's socket (`client.r
 from flwr.app import RecordDict
 
 from client.worker import Worker
-from shared import wire
+from shared import wire, wire_evaluation
 from shared.errors import WireError
 
 
@@ -60,14 +60,14 @@ def _train(worker: Worker, content: RecordDict) -> RecordDict:
 
 
 def _evaluate(worker: Worker, content: RecordDict) -> RecordDict:
-    asked = wire.read_evaluate_request(content)
-    if asked.purpose == wire.VALIDATION:
+    asked = wire_evaluation.read_evaluate_request(content)
+    if asked.purpose == wire_evaluation.VALIDATION:
         num_examples, metrics = worker.evaluate(asked.adapter)
-        return wire.evaluate_reply(metrics, num_examples=num_examples)
+        return wire_evaluation.evaluate_reply(metrics, num_examples=num_examples)
     num_queries, metrics, differences = worker.compare(
         asked.adapter, asked.references, purpose=asked.purpose
     )
-    return wire.comparison_reply(metrics, differences, num_queries=num_queries)
+    return wire_evaluation.comparison_reply(metrics, differences, num_queries=num_queries)
 
 
 _ANSWERS = {wire.DESCRIBE: _describe, "train": _train, "evaluate": _evaluate}

@@ -27,7 +27,7 @@ from shared.metrics import (
 )
 from shared.retrieval.index import build_index, search_index
 from shared.similarity import BY_NAME
-from shared.wire import Difference
+from shared.wire_evaluation import Difference
 
 K = 10
 

@@ -37,7 +37,7 @@ from shared.encoders.batches import batches_by_length
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes
 from shared.schema import PersonalizationConfig
-from shared.wire import Difference
+from shared.wire_evaluation import Difference
 
 GATE, ENSEMBLE = "gate", "ensemble"
 _LAST_RATE = 0.1  # of training alone, of its first

@@ -25,7 +25,7 @@ from client.worker import Worker, forget_workers, get_worker
 from shared.adapter import Adapter
 from shared.errors import FedshelfError
 from shared.schema import RegionConfig, ServeConfig, load_region_config
-from shared.wire import GATE, Difference
+from shared.wire_evaluation import GATE, Difference
 
 log = logging.getLogger("fedshelf.worker")
 

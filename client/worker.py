@@ -41,7 +41,8 @@ from shared.errors import ConfigError, RetrievalError, WireError
 from shared.gaussians import Gaussians
 from shared.retrieval.hybrid import Tuned
 from shared.retrieval.manifest import read_pointer
-from shared.wire import GATE, LOCAL, MATRIX, PROTOCOL_VERSION, ROUND, Description, Difference
+from shared.wire import LOCAL, PROTOCOL_VERSION, ROUND, Description
+from shared.wire_evaluation import GATE, MATRIX, Difference
 
 # What stays open in one process: so many regions, and more while their catalogs and click logs
 # together are small, as are 1,500 of 50 products and 60 requests. A simulation of more opens
@@ -287,7 +288,7 @@ class Worker(RegionData):
         Args:
             candidate: the adapter in question.
             references: what it is compared with, by number.
-            purpose: `wire.GATE`, or `wire.MATRIX`, which `sharing.matrix` must allow.
+            purpose: `GATE`, or `MATRIX`, which `sharing.matrix` must allow.
 
         Returns:
             Number of gate queries, the candidate's metrics, its difference to each reference.

@@ -14,11 +14,11 @@ from server.history import History, RoundRecord
 from server.matrix import run_matrix
 from server.strategy import CheckedFedAvg
 from server.traffic import Traffic, TrainingLog
-from shared import wire
 from shared.adapter import Adapter, rank_of, schema_hash
 from shared.config import FederationConfig, parse_run_config
 from shared.durable import locked
 from shared.errors import ConfigError, FederationError
+from shared.records import encode_adapter
 
 log = logging.getLogger("fedshelf.server")
 
@@ -73,7 +73,7 @@ def run_rounds(
     last = done[-1].round if done else 0
     if done and last >= config.num_rounds:
         return
-    arrays = wire.encode_adapter(history.adapter(last))
+    arrays = encode_adapter(history.adapter(last))
     strategy = CheckedFedAvg(
         config,
         meet=_meet(config, history),

@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from shared.wire import Difference
+from shared.wire_evaluation import Difference
 
 MEAN = "mean"
 _LEAST = -1.0  # no difference of two nDCGs is below it

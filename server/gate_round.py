@@ -17,14 +17,15 @@ from server.handshake import Meeting
 from server.history import History
 from server.replies import sort_replies
 from server.traffic import Traffic, TrainingLog
-from shared import wire
+from shared import wire_evaluation
 from shared.adapter import Adapter
 from shared.config import FederationConfig
 from shared.exchanges import digest
+from shared.records import encode_adapter
 
 log = logging.getLogger("fedshelf.server")
 
-Differences = dict[int, dict[str, wire.Difference]]  # by reference, by region
+Differences = dict[int, dict[str, wire_evaluation.Difference]]  # by reference, by region
 
 
 class Comparison(NamedTuple):
@@ -65,7 +66,7 @@ def ask_gate(
     best, references = history.best_round(), history.references()
     meeting = meet(grid)
     differences, metrics, rejected, traffic = compare_in_regions(
-        grid, config, meeting, history.adapter(best), references, purpose=wire.GATE
+        grid, config, meeting, history.adapter(best), references, purpose=wire_evaluation.GATE
     )
     if history.gate() is not None:
         return  # given up meanwhile
@@ -120,23 +121,25 @@ def compare_in_regions(
         meeting: who is asked.
         candidate: the adapter in question.
         references: what it is compared with, by number.
-        purpose: `wire.GATE` or `wire.MATRIX`.
+        purpose: `wire_evaluation.GATE` or `wire_evaluation.MATRIX`.
 
     Returns:
         What counts of their answers, and who was rejected.
     """
-    request = wire.evaluate_request(
-        wire.encode_adapter(candidate),
+    request = wire_evaluation.evaluate_request(
+        encode_adapter(candidate),
         0,
         purpose=purpose,
-        references={number: wire.encode_adapter(found) for number, found in references.items()},
+        references={number: encode_adapter(found) for number, found in references.items()},
     )
     messages = [Message(request, node, MessageType.EVALUATE) for node in sorted(meeting.cohort)]
     passed, rejected = sort_replies(
         grid.send_and_receive(messages, timeout=config.round_timeout_s),
         meeting.cohort,
         lambda region, content: (
-            wire.read_comparison_reply(content, references, max_examples=config.max_examples),
+            wire_evaluation.read_comparison_reply(
+                content, references, max_examples=config.max_examples
+            ),
             digest(content),
         ),
         where=purpose,

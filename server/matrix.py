@@ -17,11 +17,12 @@ from server.handshake import Meeting
 from server.history import History, RoundRecord
 from server.replies import sort_replies
 from server.traffic import Traffic, TrainingLog
-from shared import wire
+from shared import wire, wire_evaluation
 from shared.adapter import Adapter, add, trained_names
 from shared.config import FederationConfig
 from shared.errors import FederationError
 from shared.exchanges import digest
+from shared.records import encode_adapter
 
 log = logging.getLogger("fedshelf.server")
 
@@ -61,7 +62,12 @@ def run_matrix(
             rows[f"{region} alone"] = adapter
     names = list(rows)
     differences, metrics, rejected, traffic = compare_in_regions(
-        grid, config, measuring, base, dict(enumerate(rows.values())), purpose=wire.MATRIX
+        grid,
+        config,
+        measuring,
+        base,
+        dict(enumerate(rows.values())),
+        purpose=wire_evaluation.MATRIX,
     )
     audit.matrix_measured(cohort=measuring.cohort.values(), rejected=rejected, traffic=traffic)
     cells = {
@@ -99,7 +105,7 @@ def _train_alone(
 ) -> Adapter | None:
     """An adapter trained by one region alone, or None if one of its rounds fails."""
     for number in range(1, config.num_rounds + 1):
-        arrays, settings = wire.encode_adapter(adapter), config.train_config(number)
+        arrays, settings = encode_adapter(adapter), config.train_config(number)
         request = wire.train_request(arrays, settings, number, purpose=wire.LOCAL)
         trained = trained_names(adapter, settings.trained_factors)
         updates, rejected = sort_replies(

@@ -32,12 +32,12 @@ from server.history import RoundRecord
 from server.replies import sort_replies
 from server.statistics import FederationStatistics
 from server.traffic import Traffic
-from shared import wire
+from shared import wire, wire_evaluation
 from shared.adapter import Adapter, trained_names
 from shared.config import FederationConfig
 from shared.errors import FederationError
 from shared.exchanges import digest
-from shared.records import record_bytes
+from shared.records import decode_adapter, encode_adapter, record_bytes
 
 Checked = TypeVar("Checked")
 log = logging.getLogger("fedshelf.server")
@@ -96,7 +96,7 @@ class CheckedFedAvg(FedAvg):
         """Ask every region that is there to train."""
         number = server_round + self._offset
         self._open_round(number, grid)
-        self._sent = wire.decode_adapter(arrays)
+        self._sent = decode_adapter(arrays)
         train = self._config.train_config(number)
         variates = ControlVariates(self.memory, self._trained())
         scaffold = self._config.control_variates
@@ -104,7 +104,7 @@ class CheckedFedAvg(FedAvg):
             arrays,
             train,
             number,
-            control=wire.encode_adapter(variates.common()) if scaffold else None,
+            control=encode_adapter(variates.common()) if scaffold else None,
             counted=variates.receipts(),
             statistics=FederationStatistics(self.memory).mean() if self._dim else None,
             gaussians=FederationGaussians(self.memory).value() if self._gaussian_dim else None,
@@ -141,13 +141,13 @@ class CheckedFedAvg(FedAvg):
         if self._gaussian_dim and FederationGaussians(self.memory).value() is None:
             log.warning("round %d: %s", number, _NOTHING_TO_DRAW_OF)
         metrics = MetricRecord({"loss": outcome.loss})
-        return wire.encode_adapter(outcome.adapter), metrics
+        return encode_adapter(outcome.adapter), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask every region of the cohort to measure the new adapter."""
-        request = wire.evaluate_request(arrays, server_round + self._offset)
+        request = wire_evaluation.evaluate_request(arrays, server_round + self._offset)
         return self._send(request, MessageType.EVALUATE)
 
     def aggregate_evaluate(
@@ -167,7 +167,7 @@ class CheckedFedAvg(FedAvg):
     def finish_round(self, arrays: ArrayRecord) -> None:
         """Hand the finished round to `on_round`."""
         self.record.seconds = time.perf_counter() - self._started
-        self._on_round(self.record, wire.decode_adapter(arrays), self.memory, self.traffic)
+        self._on_round(self.record, decode_adapter(arrays), self.memory, self.traffic)
 
     def _open_round(self, number: int, grid: Grid) -> None:
         self._started = time.perf_counter()
@@ -223,7 +223,7 @@ class CheckedFedAvg(FedAvg):
         return {name: self._sent[name] for name in names}
 
     def _checked_metrics(self, region: str, content: RecordDict) -> dict[str, float]:
-        reply = wire.read_evaluate_reply(content, max_examples=self._config.max_examples)
+        reply = wire_evaluation.read_evaluate_reply(content, max_examples=self._config.max_examples)
         return dict(reply.metrics)
 
     def _require_quorum(self, accepted: int) -> None:

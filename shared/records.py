@@ -1,7 +1,8 @@
 """Records, the parts that a Flower message is made of: their keys, and what is read out of them.
 
 What is missing, of another form or out of range is refused, and said without quoting it.
-`shared.wire` makes messages of them; only these two modules know record keys.
+`shared.wire`, `shared.wire_evaluation` and `shared.wire_vectors` make messages of them; only these
+four modules know record keys.
 """
 
 import math
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
+from torch import Tensor
 
 from shared.adapter import Adapter, norm
 from shared.arrays import to_array, values_of
@@ -31,6 +33,19 @@ def record_bytes(content: RecordDict) -> int:
     return sum(
         len(array.data) for record in content.array_records.values() for array in record.values()
     )
+
+
+def encode_adapter(adapter: Mapping[str, Tensor]) -> ArrayRecord:
+    """An adapter or update as float32 arrays, in name order."""
+    arrays = {k: to_array(v.detach().cpu().float().numpy()) for k, v in sorted(adapter.items())}
+    return ArrayRecord(arrays)
+
+
+def decode_adapter(record: ArrayRecord) -> Adapter:
+    """The inverse of `encode_adapter`."""
+    return {
+        name: torch.from_numpy(values_of(array).copy()) for name, array in sorted(record.items())
+    }
 
 
 def write_update(content: RecordDict, name: str, update: Adapter, encoding: str) -> None:

@@ -22,7 +22,8 @@ from shared.adapter import Adapter
 from shared.audit import AuditLog
 from shared.enrolment import KeyProof, openssh_line, prove, token_digest
 from shared.release import MODEL_FILES, ReleaseBase, ReleaseFacts
-from shared.wire import Description, Difference
+from shared.wire import Description
+from shared.wire_evaluation import Difference
 
 ADAPTER: Adapter = {"a": torch.zeros(3)}
 RULE = GateRule(tolerance=0.02, confidence=0.95, min_queries=30)

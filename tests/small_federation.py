@@ -20,7 +20,7 @@ from server import conduct
 from server.control import NodeRecord, RunStatus
 from server.headquarters import init_headquarters
 from server.training import Training
-from shared import wire
+from shared import wire, wire_evaluation
 from shared.adapter import Adapter, rank_of, schema_hash, within_rank
 from shared.audit import read_audit
 from shared.errors import FederationError
@@ -120,15 +120,17 @@ class SmallRegion:
                 seconds=0.0,
             )
             return Asked(train.purpose, train), reply
-        request = wire.read_evaluate_request(content)
+        request = wire_evaluation.read_evaluate_request(content)
         mine = self.ndcg(request.adapter)
-        if request.purpose == wire.VALIDATION:
+        if request.purpose == wire_evaluation.VALIDATION:
             return Asked(request.purpose, request), evaluation(mine)
         differences = {
-            number: wire.Difference(QUERIES, mine - self.ndcg(reference), VARIANCE)
+            number: wire_evaluation.Difference(QUERIES, mine - self.ndcg(reference), VARIANCE)
             for number, reference in request.references.items()
         }
-        reply = wire.comparison_reply({"ndcg@10": mine}, differences, num_queries=QUERIES)
+        reply = wire_evaluation.comparison_reply(
+            {"ndcg@10": mine}, differences, num_queries=QUERIES
+        )
         return Asked(request.purpose, request), reply
 
 
@@ -139,7 +141,7 @@ def steps_from(origin: Adapter, adapter: Adapter) -> float:
 
 
 def evaluation(ndcg: float) -> RecordDict:
-    return wire.evaluate_reply({"ndcg@10": ndcg}, num_examples=3)
+    return wire_evaluation.evaluate_reply({"ndcg@10": ndcg}, num_examples=3)
 
 
 def silent(line: str) -> None:
@@ -252,8 +254,8 @@ def worse(region: SmallRegion) -> Reply:
 
     def reply(sound: RecordDict) -> RecordDict:
         references = region.asked[-1].request.references
-        found = dict.fromkeys(references, wire.Difference(QUERIES, -0.3, VARIANCE))
-        return wire.comparison_reply({"ndcg@10": 0.2}, found, num_queries=QUERIES)
+        found = dict.fromkeys(references, wire_evaluation.Difference(QUERIES, -0.3, VARIANCE))
+        return wire_evaluation.comparison_reply({"ndcg@10": 0.2}, found, num_queries=QUERIES)
 
     return reply
 

@@ -8,9 +8,10 @@ from small_world import federation, prepare_run, write_fashion
 
 from client.answers import answer
 from client.worker import Worker, forget_workers, get_worker
-from shared import wire
+from shared import wire, wire_evaluation
 from shared.config import INT8
 from shared.errors import WireError
+from shared.records import encode_adapter
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_it_describes(worker: Worker) -> None:
 
 def test_it_trains(worker: Worker, run: Path) -> None:
     adapter, config = worker.encoder.adapter(), federation(run).train_config(1)
-    request = wire.train_request(wire.encode_adapter(adapter), config, 1)
+    request = wire.train_request(encode_adapter(adapter), config, 1)
     reply = wire.read_train_reply(
         answer(worker, "train", request), adapter, encoding=INT8, max_examples=10**6, max_norm=100
     )
@@ -46,8 +47,8 @@ def test_it_trains(worker: Worker, run: Path) -> None:
 
 def test_it_evaluates(worker: Worker) -> None:
     adapter = worker.encoder.adapter()
-    reply = answer(worker, "evaluate", wire.evaluate_request(wire.encode_adapter(adapter), 1))
-    measured = wire.read_evaluate_reply(reply, max_examples=10**6)
+    reply = answer(worker, "evaluate", wire_evaluation.evaluate_request(encode_adapter(adapter), 1))
+    measured = wire_evaluation.read_evaluate_reply(reply, max_examples=10**6)
     assert (measured.num_examples, measured.metrics) == worker.evaluate(adapter)
 
 
@@ -55,16 +56,16 @@ def test_it_compares(worker: Worker) -> None:
     candidate = worker.encoder.adapter()
     worker.encoder.reset(seed=8)
     reference = worker.encoder.adapter()
-    request = wire.evaluate_request(
-        wire.encode_adapter(candidate),
+    request = wire_evaluation.evaluate_request(
+        encode_adapter(candidate),
         1,
-        purpose=wire.GATE,
-        references={3: wire.encode_adapter(reference)},
+        purpose=wire_evaluation.GATE,
+        references={3: encode_adapter(reference)},
     )
-    reply, differences = wire.read_comparison_reply(
+    reply, differences = wire_evaluation.read_comparison_reply(
         answer(worker, "evaluate", request), [3], max_examples=10**6
     )
-    expected = worker.compare(candidate, {3: reference}, purpose=wire.GATE)
+    expected = worker.compare(candidate, {3: reference}, purpose=wire_evaluation.GATE)
     assert (reply.num_examples, reply.metrics, differences) == expected
 
 

@@ -13,7 +13,7 @@ from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
 from shared.metrics import effective_sample_size
-from shared.wire import Difference
+from shared.wire_evaluation import Difference
 
 TITLES = ["leather boot", "wool jacket", "desk light", "smart mobile"]
 QUERIES = ["boot", "light", "wool"]

@@ -21,7 +21,7 @@ from shared.adapter import Adapter, parted
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import image_prefixes, text_prefixes
 from shared.schema import PersonalizationConfig
-from shared.wire import Difference
+from shared.wire_evaluation import Difference
 
 SETTINGS = PersonalizationConfig(
     passes=2,

@@ -23,13 +23,14 @@ from small_world import federation, prepare_run, write_fashion
 from client.answers import answer
 from client.rpc import MAX_REQUESTS, SERVICE, RemoteFailure, WorkerServer, forward
 from client.worker import Worker, forget_workers, get_worker
-from shared import wire
+from shared import wire, wire_evaluation
 from shared.adapter import Adapter
 from shared.audit import AuditLog, read_audit
 from shared.config import INT8
 from shared.envelope import pack
 from shared.errors import ConfigError, FederationError, FedshelfError, WireError
 from shared.exchanges import digest
+from shared.records import encode_adapter
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 120
@@ -86,7 +87,7 @@ Serve = Callable[..., Path]
 
 
 def train_request(run: Path, adapter: Adapter) -> RecordDict:
-    return wire.train_request(wire.encode_adapter(adapter), federation(run).train_config(1), 1)
+    return wire.train_request(encode_adapter(adapter), federation(run).train_config(1), 1)
 
 
 def held_at_each_step(worker: Worker) -> threading.Event:
@@ -113,10 +114,10 @@ def test_a_forwarded_message_is_answered_as_in_process(
     worker: Worker, run: Path, serve: Serve
 ) -> None:
     socket, adapter = serve(worker), worker.encoder.adapter()
-    arrays = wire.encode_adapter(adapter)
+    arrays = encode_adapter(adapter)
     for kind, request in {
         "query.describe": wire.describe_request(),
-        "evaluate": wire.evaluate_request(arrays, 1),
+        "evaluate": wire_evaluation.evaluate_request(arrays, 1),
     }.items():
         forwarded = forward(socket, kind, request, timeout_s=TIMEOUT_S)
         assert pack(forwarded) == pack(answer(worker, kind, request))
@@ -190,7 +191,7 @@ def test_an_error_a_person_can_mend_is_one_line_in_the_log(
     worker: Worker, serve: Serve, caplog: pytest.LogCaptureFixture, place: Path
 ) -> None:
     adapter = {f"other.{name}": value for name, value in worker.encoder.adapter().items()}
-    request = wire.evaluate_request(wire.encode_adapter(adapter), 1)
+    request = wire_evaluation.evaluate_request(encode_adapter(adapter), 1)
     with pytest.raises(RemoteFailure) as failed:
         forward(serve(worker), "evaluate", request, timeout_s=TIMEOUT_S)
     assert failed.value.kind == "WireError"
@@ -230,11 +231,13 @@ def test_every_kind_of_message_is_noted_as_both_ends_see_it(
     worker: Worker, run: Path, serve: Serve, noted: Noted
 ) -> None:
     socket, adapter = serve(worker), worker.encoder.adapter()
-    arrays, expected = wire.encode_adapter(adapter), []
+    arrays, expected = encode_adapter(adapter), []
     for kind, request in {
         "query.describe": wire.describe_request(),
         "train": train_request(run, adapter),
-        "evaluate": wire.evaluate_request(arrays, 1, purpose=wire.GATE, references={0: arrays}),
+        "evaluate": wire_evaluation.evaluate_request(
+            arrays, 1, purpose=wire_evaluation.GATE, references={0: arrays}
+        ),
     }.items():
         reply = forward(socket, kind, request, timeout_s=TIMEOUT_S)
         facts: dict[str, object] = {
@@ -290,9 +293,9 @@ def test_a_message_that_nobody_waits_for_is_noted_as_given_up(
 def test_nothing_of_catalog_clicks_or_metrics_is_in_the_audit_log(
     worker: Worker, run: Path, serve: Serve, noted: Noted
 ) -> None:
-    socket, arrays = serve(worker), wire.encode_adapter(worker.encoder.adapter())
+    socket, arrays = serve(worker), encode_adapter(worker.encoder.adapter())
     forward(socket, "query.describe", wire.describe_request(), timeout_s=TIMEOUT_S)
-    forward(socket, "evaluate", wire.evaluate_request(arrays, 1), timeout_s=TIMEOUT_S)
+    forward(socket, "evaluate", wire_evaluation.evaluate_request(arrays, 1), timeout_s=TIMEOUT_S)
     text = json.dumps([facts for _, facts in noted()])
     folder = worker.region.folder
     catalog, clicks = (pl.read_parquet(folder / f"{t}.parquet") for t in ("catalog", "clicks"))

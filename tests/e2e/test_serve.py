@@ -48,6 +48,7 @@ from client.service.rpc_api import SERVICE, STATUS
 from server.releases import publish_release, write_release
 from shared import wire
 from shared.encoders.encoder import load_encoder
+from shared.records import encode_adapter
 from shared.release import ReleaseBase, ReleaseFacts
 from shared.schema import RegionConfig, load_region_config
 from simulations.regions import write_region_toml
@@ -503,7 +504,7 @@ def test_searches_are_answered_while_it_trains(place: Path) -> None:
         encoder = load_encoder(place / "base", device="cpu")
         encoder.reset(seed=7)
         config = federation(place, local_epochs=60).train_config(1)
-        request = wire.train_request(wire.encode_adapter(encoder.adapter()), config, 1)
+        request = wire.train_request(encode_adapter(encoder.adapter()), config, 1)
         worker = serving.folder / "run" / "worker.sock"
         alone = latencies(serving, until=lambda count: count >= 60)
         training = pool.submit(forward, worker, "train", request, timeout_s=300)

@@ -34,6 +34,7 @@ from shared.config import INT8
 from shared.encoders.encoder import load_encoder
 from shared.envelope import pack, unpack
 from shared.errors import ConfigError
+from shared.records import encode_adapter
 from shared.schema import ServeConfig, WorkerConfig, load_region_config, render_region_toml
 
 pytestmark = pytest.mark.e2e
@@ -292,7 +293,7 @@ def assert_at_work(stage: Stage, worker: subprocess.Popen[bytes]) -> None:
     description = wire.read_description(stage.ask(wire.DESCRIBE, wire.describe_request()))
     assert description.region == "north"
     config = federation(stage.run).train_config(1)
-    request = wire.train_request(wire.encode_adapter(stage.adapter), config, 1)
+    request = wire.train_request(encode_adapter(stage.adapter), config, 1)
     reply = wire.read_train_reply(
         stage.ask("train", request), stage.adapter, encoding=INT8, max_examples=10**6, max_norm=100
     )

@@ -23,13 +23,14 @@ from client.rpc import WorkerServer
 from client.worker import Worker, get_worker
 from server.app import run_rounds
 from server.history import History
-from shared import wire
+from shared import wire, wire_evaluation
 from shared.adapter import Adapter, schema_hash
 from shared.audit import read_audit
 from shared.config import INT8
 from shared.envelope import pack, unpack
 from shared.errors import ConfigError
 from shared.exchanges import compare_logs, digest
+from shared.records import encode_adapter
 from simulations.engine import LocalGrid
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,7 @@ def read_update(content: RecordDict, sent: Adapter) -> wire.TrainReply:
 
 def test_a_region_trains_and_evaluates_as_its_worker_does(run: Path, workers: list[Worker]) -> None:
     adapter, config = History(run / "headquarters").adapter(0), federation(run).train_config(1)
-    arrays = wire.encode_adapter(adapter)
+    arrays = encode_adapter(adapter)
     reply = ask(wire.train_request(arrays, config, 1), "train", run)
     answer = read_update(reply.content, adapter)
     trained = workers[0].train(adapter, config, 1)
@@ -99,8 +100,8 @@ def test_a_region_trains_and_evaluates_as_its_worker_does(run: Path, workers: li
     assert answer.num_examples == trained.num_examples
     assert all((answer.update[name] == trained.update[name]).all() for name in adapter)
 
-    reply = ask(wire.evaluate_request(arrays, 1), "evaluate", run)
-    measured = wire.read_evaluate_reply(reply.content, max_examples=10**6)
+    reply = ask(wire_evaluation.evaluate_request(arrays, 1), "evaluate", run)
+    measured = wire_evaluation.read_evaluate_reply(reply.content, max_examples=10**6)
     assert (measured.num_examples, measured.metrics) == workers[0].evaluate(adapter)
 
 
@@ -141,7 +142,7 @@ def test_a_bug_travels_as_its_kind_only(run: Path, workers: list[Worker]) -> Non
         raise ZeroDivisionError("red boots")
 
     workers[0].on_step = broken
-    adapter = wire.encode_adapter(History(run / "headquarters").adapter(0))
+    adapter = encode_adapter(History(run / "headquarters").adapter(0))
     reply = ask(wire.train_request(adapter, federation(run).train_config(1), 1), "train", run)
     assert reply.error.reason == "ZeroDivisionError"
 
@@ -156,7 +157,7 @@ def test_an_adapter_of_another_base_is_refused_and_harms_nothing(run: Path) -> N
     before = get_worker(run / "regions" / "north").evaluate(adapter)
     other = {name.replace("layer.1", "layer.9"): tensor for name, tensor in adapter.items()}
     assert other.keys() != adapter.keys()
-    request = wire.evaluate_request(wire.encode_adapter(other), 1)
+    request = wire_evaluation.evaluate_request(encode_adapter(other), 1)
     assert ask(request, "evaluate", run).error.reason == "WireError"
     assert get_worker(run / "regions" / "north").evaluate(adapter) == before
 
@@ -187,7 +188,7 @@ def test_a_forwarded_message_is_answered_as_in_process(run: Path, socket: Path) 
     assert reply.content == ask(wire.describe_request(), wire.DESCRIBE, run).content
 
     adapter, config = History(run / "headquarters").adapter(0), federation(run).train_config(1)
-    request = wire.train_request(wire.encode_adapter(adapter), config, 1)
+    request = wire.train_request(encode_adapter(adapter), config, 1)
     replies = [forwarded(request, "train", socket), ask(request, "train", run)]
     there, here = (read_update(reply.content, adapter) for reply in replies)
     assert all((there.update[name] == here.update[name]).all() for name in adapter)
@@ -199,7 +200,7 @@ def test_a_workers_error_travels_as_its_kind_only(socket: Path, workers: list[Wo
 
     workers[0].on_step = broken
     assert forwarded(RecordDict(), "train", socket).error.reason == "WireError"
-    adapter = wire.encode_adapter(workers[0].encoder.adapter())
+    adapter = encode_adapter(workers[0].encoder.adapter())
     request = wire.train_request(adapter, federation("").train_config(1), 1)
     assert forwarded(request, "train", socket).error.reason == "ZeroDivisionError"
 
@@ -234,7 +235,7 @@ def test_the_forwarders_process_imports_nothing_heavy(
 ) -> None:
     # Flower starts one for every message.
     adapter, config = History(run / "headquarters").adapter(0), federation(run).train_config(1)
-    request = wire.train_request(wire.encode_adapter(adapter), config, 1)
+    request = wire.train_request(encode_adapter(adapter), config, 1)
     (tmp_path / "message").write_bytes(pack(request))
     command = [sys.executable, "-c", FORWARDER, "train", tmp_path / "message", socket]
     subprocess.run(command, cwd=ROOT, check=True)
@@ -256,13 +257,15 @@ def by_flower(content: RecordDict) -> RecordDict:
 def test_a_digest_is_the_same_on_both_ends_of_the_wire(
     run: Path, socket: Path, workers: list[Worker]
 ) -> None:
-    arrays = wire.encode_adapter(History(run / "headquarters").adapter(0))
+    arrays = encode_adapter(History(run / "headquarters").adapter(0))
     config = federation(run).train_config(1)
     ends = []
     for kind, sent in {
         wire.DESCRIBE: wire.describe_request(),
         "train": wire.train_request(arrays, config, 1),
-        "evaluate": wire.evaluate_request(arrays, 1, purpose=wire.GATE, references={3: arrays}),
+        "evaluate": wire_evaluation.evaluate_request(
+            arrays, 1, purpose=wire_evaluation.GATE, references={3: arrays}
+        ),
     }.items():
         received = by_flower(forwarded(by_flower(sent), kind, socket).content)
         ends.append((kind, digest(sent), digest(received)))

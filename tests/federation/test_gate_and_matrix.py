@@ -20,10 +20,11 @@ from server.gate import from_json
 from server.headquarters import Headquarters, init_headquarters
 from server.history import History
 from server.training import release_numbers
-from shared import wire
+from shared import wire, wire_evaluation
 from shared.adapter import Adapter, add, load_adapter, save_adapter
 from shared.errors import ConfigError, FederationError
 from shared.metrics import ndcg_of_gains
+from shared.records import encode_adapter
 from shared.release import read_current, read_release
 from shared.retrieval.hybrid import fuse
 from shared.retrieval.shelf import DEPTH
@@ -289,19 +290,21 @@ def test_a_region_refuses_on_its_own_what_it_has_not_agreed_to(
     off = r'region "north": sharing\.{} is off in region\.toml; headquarters asked for it all the'
     if "matrix" not in agreed:
         with pytest.raises(ConfigError, match=off.format("matrix")):
-            worker.compare(adapter, {0: adapter}, purpose=wire.MATRIX)
+            worker.compare(adapter, {0: adapter}, purpose=wire_evaluation.MATRIX)
     if "local_adapter" not in agreed:
         with pytest.raises(ConfigError, match=off.format("local_adapter")):
             worker.train(adapter, config, 1, purpose=wire.LOCAL)
     # The gate and the federation's rounds are what taking part means.
-    assert worker.compare(adapter, {0: adapter}, purpose=wire.GATE)[0] > 0
+    assert worker.compare(adapter, {0: adapter}, purpose=wire_evaluation.GATE)[0] > 0
     assert worker.train(adapter, config, 1).num_examples > 0
 
 
 def test_of_a_refusal_only_its_kind_travels(run: Path) -> None:
     grid = Regions(folders(run), run_config(run))
-    arrays = wire.encode_adapter(History(run / "headquarters").adapter(0))
-    table = wire.evaluate_request(arrays, 0, purpose=wire.MATRIX, references={0: arrays})
+    arrays = encode_adapter(History(run / "headquarters").adapter(0))
+    table = wire_evaluation.evaluate_request(
+        arrays, 0, purpose=wire_evaluation.MATRIX, references={0: arrays}
+    )
     config = federation(run).train_config(1)
     alone = wire.train_request(arrays, config, 1, purpose=wire.LOCAL)
     messages = [Message(table, 2, "evaluate"), Message(alone, 2, "train")]

@@ -24,7 +24,7 @@ from shared.errors import DataError, ReleaseError
 from shared.release import ReleaseBase, ReleaseFacts
 from shared.retrieval.manifest import read_pointer
 from shared.schema import PersonalizationConfig, load_region_config, render_region_toml
-from shared.wire import Difference
+from shared.wire_evaluation import Difference
 from simulations.run import simulate
 from simulations.table import PERSONALIZED, ROWS, judgments
 

@@ -28,6 +28,7 @@ from shared import wire
 from shared.adapter import completed, load_adapter, norm, rank_axis, subtract, within_rank
 from shared.config import ENCODINGS, FLOAT32, TrainConfig, parse_run_config
 from shared.errors import ConfigError, FederationError
+from shared.records import encode_adapter
 from shared.schema import load_region_config, render_region_toml
 from simulations.baselines import Pool, local_pool, train_alone
 from simulations.engine import LocalGrid
@@ -245,7 +246,7 @@ def test_a_deployed_region_announces_and_sends_the_same(run: Path) -> None:
     try:
         said = wire.read_description(ask(wire.describe_request(), wire.DESCRIBE))
         sent, config = History(run / "headquarters").adapter(0), settings()
-        content = ask(wire.train_request(wire.encode_adapter(sent), config, 1), "train")
+        content = ask(wire.train_request(encode_adapter(sent), config, 1), "train")
     finally:
         server.stop()
         shutil.rmtree(folder)

@@ -15,7 +15,7 @@ from server.releases import generate_signing_key
 from shared.adapter import Adapter
 from shared.encoders.encoder import Encoder
 from shared.release import ReleaseManifest, read_release
-from shared.wire import Difference
+from shared.wire_evaluation import Difference
 
 REGIONS = ("aachen", "bremen", "cottbus")
 RULE = GateRule(tolerance=0.02, confidence=0.95, min_queries=30)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.gate import GateCheck, GateRule, decide, from_json, to_json
-from shared.wire import Difference
+from shared.wire_evaluation import Difference
 
 RULE = GateRule(tolerance=0.02, confidence=0.95, min_queries=30)
 Z95 = 1.6448536269514722  # 95 % quantile of the standard normal, from any table

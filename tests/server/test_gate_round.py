@@ -24,7 +24,7 @@ from small_federation import (
 from server.app import run_rounds
 from server.gate import GateRule, decide, from_json
 from server.history import History
-from shared import wire
+from shared import wire_evaluation
 from shared.adapter import Adapter, save_adapter
 from shared.config import parse_run_config
 from shared.errors import FederationError
@@ -63,7 +63,7 @@ def test_the_candidate_is_compared_with_every_reference_in_every_region(tmp_path
     history, grid = start(tmp_path, references), three()
     run_app(tmp_path, grid)
     for region in grid.regions:
-        (request,) = (one.request for one in region.asked if one.purpose == wire.GATE)
+        (request,) = (one.request for one in region.asked if one.purpose == wire_evaluation.GATE)
         assert same(request.adapter, history.adapter(2))
         assert request.references.keys() == {3, 12}
         assert all(same(request.references[number], references[number]) for number in references)
@@ -128,7 +128,7 @@ def test_the_decision_follows_from_the_figures_that_are_kept(
     assert gate is not None
     assert gate["round"] == 2
     found = {
-        int(number): {region: wire.Difference(**row) for region, row in rows.items()}
+        int(number): {region: wire_evaluation.Difference(**row) for region, row in rows.items()}
         for number, rows in gate["differences"].items()
     }
     assert from_json(gate["decision"]) == decide(found, RULE)
@@ -141,7 +141,7 @@ def test_the_decision_follows_from_the_figures_that_are_kept(
 def rising(region: SmallRegion) -> Reply:
     def rise(reply: RecordDict) -> RecordDict:
         value = 0.5 + 0.01 * region.asked[-1].request.server_round
-        return wire.evaluate_reply({"ndcg@10": value}, num_examples=3)
+        return wire_evaluation.evaluate_reply({"ndcg@10": value}, num_examples=3)
 
     return rise
 
@@ -168,17 +168,17 @@ def test_the_rule_is_that_of_the_run_config(
 
 
 def lacks_a_reference(reply: RecordDict) -> RecordDict:
-    return wire.comparison_reply({"ndcg@10": 0.5}, {}, num_queries=QUERIES)
+    return wire_evaluation.comparison_reply({"ndcg@10": 0.5}, {}, num_queries=QUERIES)
 
 
 def says_too_much(reply: RecordDict) -> RecordDict:
-    better = wire.Difference(QUERIES, 1.5, VARIANCE)
-    return wire.comparison_reply({"ndcg@10": 0.5}, {0: better}, num_queries=QUERIES)
+    better = wire_evaluation.Difference(QUERIES, 1.5, VARIANCE)
+    return wire_evaluation.comparison_reply({"ndcg@10": 0.5}, {0: better}, num_queries=QUERIES)
 
 
 def claims_many_queries(reply: RecordDict) -> RecordDict:
-    same = wire.Difference(10**9, 0.0, VARIANCE)
-    return wire.comparison_reply({"ndcg@10": 0.5}, {0: same}, num_queries=10**9)
+    same = wire_evaluation.Difference(10**9, 0.0, VARIANCE)
+    return wire_evaluation.comparison_reply({"ndcg@10": 0.5}, {0: same}, num_queries=10**9)
 
 
 def has_no_figures(reply: RecordDict) -> RecordDict:
@@ -250,7 +250,9 @@ def test_where_nobody_answers_the_candidate_is_declined(tmp_path: Path) -> None:
 
 def test_a_region_without_gate_clicks_takes_part_but_decides_nothing(tmp_path: Path) -> None:
     def nothing(reply: RecordDict) -> RecordDict:
-        return wire.comparison_reply({}, {0: wire.Difference(0, 0.0, 0.0)}, num_queries=0)
+        return wire_evaluation.comparison_reply(
+            {}, {0: wire_evaluation.Difference(0, 0.0, 0.0)}, num_queries=0
+        )
 
     history, grid = start(tmp_path), three()
     grid.regions[0].spoilt["gate"] = nothing

@@ -14,11 +14,11 @@ from server.handshake import Meeting, failure_kind, why_silent
 from server.history import RoundRecord
 from server.strategy import CheckedFedAvg
 from server.traffic import Traffic
-from shared import wire
+from shared import wire, wire_evaluation
 from shared.adapter import Adapter, add
 from shared.config import FLOAT32, parse_run_config
 from shared.errors import FederationError
-from shared.records import record_bytes
+from shared.records import encode_adapter, record_bytes
 from simulations.engine import LocalGrid
 
 Region = Callable[[Adapter], RecordDict]  # what it answers to the adapter it is sent
@@ -54,8 +54,10 @@ def _client_app(regions: Sequence[Region]) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        wire.read_evaluate_request(message.content)
-        return Message(wire.evaluate_reply({"ndcg@10": 0.5}, num_examples=4), reply_to=message)
+        wire_evaluation.read_evaluate_request(message.content)
+        return Message(
+            wire_evaluation.evaluate_reply({"ndcg@10": 0.5}, num_examples=4), reply_to=message
+        )
 
     return app
 
@@ -95,7 +97,7 @@ def run(
     strategy = CheckedFedAvg(config, meet=lambda _: Meeting(cohort), offset=offset, on_round=keep)
     strategy.start(
         grid,
-        wire.encode_adapter(SENT),
+        encode_adapter(SENT),
         num_rounds=rounds,
         evaluate_fn=lambda number, arrays: strategy.finish_round(arrays) if number else None,
     )
@@ -366,7 +368,7 @@ def test_of_an_error_only_its_kind_is_kept(reason: str | None, kind: str) -> Non
 
 def test_bytes_are_those_of_the_arrays() -> None:
     size = sum(array.numel() * 4 for array in SENT.values())
-    header = record_bytes(RecordDict({"arrays": wire.encode_adapter(SENT)})) - size
+    header = record_bytes(RecordDict({"arrays": encode_adapter(SENT)})) - size
     (record,), _ = run({**{name: good(name) for name in NAMES[:2]}, "south": raises})
     assert record.uplink_bytes == 2 * (size + header)  # what was rejected does not count
     assert record.downlink_bytes == 2 * 3 * (size + header)  # to train and to evaluate
@@ -376,7 +378,7 @@ def test_bytes_are_those_of_the_arrays() -> None:
 def test_a_bad_evaluation_leaves_the_others(metrics: dict[str, float]) -> None:
     def spoil_evaluation(replies: list[Message]) -> list[Message]:
         if "arrays" not in replies[0].content:
-            replies[0].content = wire.evaluate_reply(metrics, num_examples=4)
+            replies[0].content = wire_evaluation.evaluate_reply(metrics, num_examples=4)
         return replies
 
     (record,), _ = run({name: good(name) for name in NAMES}, spoil_evaluation)
@@ -412,7 +414,7 @@ def test_every_region_is_sent_the_adapter_the_round_and_its_learning_rate() -> N
     cohort = dict(zip(grid.get_node_ids(), NAMES, strict=False))
     meeting = Meeting(cohort)
     strategy = CheckedFedAvg(config, meet=lambda _: meeting, offset=1, on_round=lambda *_: None)
-    strategy.start(grid, wire.encode_adapter(SENT), num_rounds=1)
+    strategy.start(grid, encode_adapter(SENT), num_rounds=1)
     trained = [request for request in requests if "learning-rate" in request["config"]]
     assert len(trained) == 2
     for request in trained:

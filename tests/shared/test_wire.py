@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from shared import wire
+from shared import wire, wire_evaluation
 from shared.adapter import Adapter, subtract
 from shared.compression import rounded
 from shared.config import ENCODINGS, FLOAT16, FLOAT32, INT8, parse_run_config
 from shared.encoders.encoder import Encoder
 from shared.errors import WireError
-from shared.records import record_bytes
+from shared.records import decode_adapter, encode_adapter, record_bytes
 
 NPY_HEADER = 128  # bytes before the values of a .npy of few dimensions
 
@@ -63,55 +63,41 @@ TENSORS = arrays.arrays(
 @settings(derandomize=True)
 @given(adapter=st.dictionaries(st.text(max_size=8), TENSORS, max_size=4))
 def test_an_adapter_comes_back_as_it_went(adapter: Adapter) -> None:
-    assert same(wire.decode_adapter(wire.encode_adapter(adapter)), adapter)
+    assert same(decode_adapter(encode_adapter(adapter)), adapter)
 
 
 def test_a_real_adapter_comes_back_in_name_order(encoder: Encoder, trained: Adapter) -> None:
-    decoded = wire.decode_adapter(wire.encode_adapter(dict(reversed(trained.items()))))
+    decoded = decode_adapter(encode_adapter(dict(reversed(trained.items()))))
     assert same(decoded, trained)
     assert list(decoded) == sorted(trained)
     encoder.load_adapter(decoded)
 
 
 def test_what_was_decoded_may_be_written_to(sent: Adapter) -> None:
-    record = wire.encode_adapter(sent)
-    wire.decode_adapter(record)["a"] += 1
-    assert same(wire.decode_adapter(record), sent)
+    record = encode_adapter(sent)
+    decode_adapter(record)["a"] += 1
+    assert same(decode_adapter(record), sent)
 
 
-def test_the_three_messages_come_back_as_they_went(sent: Adapter, update: Adapter) -> None:
-    arrays = wire.encode_adapter(sent)
+def test_two_messages_come_back_as_they_went(sent: Adapter) -> None:
+    arrays = encode_adapter(sent)
     config = parse_run_config({"seed": 3}).train_config(2)
     training = wire.read_train_request(wire.train_request(arrays, config, 2, purpose=wire.LOCAL))
     assert same(training.adapter, sent)
     assert (training.config, training.server_round, training.purpose) == (config, 2, "local")
-    asked = wire.read_evaluate_request(wire.evaluate_request(arrays, 2))
-    assert same(asked.adapter, sent)
-    assert (asked.server_round, asked.purpose, asked.references) == (2, "validation", {})
-    references = {0: arrays, 12: wire.encode_adapter(update)}
-    compared = wire.read_evaluate_request(
-        wire.evaluate_request(arrays, 2, purpose=wire.GATE, references=references)
-    )
-    assert compared.purpose == "gate"
-    assert same(compared.references[0], sent) and same(compared.references[12], update)
     assert wire.read_description(wire.describe_reply(DESCRIPTION)) == DESCRIPTION
 
 
-def test_the_answers_come_back_as_they_went(sent: Adapter, update: Adapter) -> None:
+def test_the_answer_comes_back_as_it_went(sent: Adapter, update: Adapter) -> None:
     answer = read(reply(update), sent)
     assert same(answer.update, update)
     assert (answer.num_examples, answer.loss, answer.seconds) == (10, 1.5, 0.1)
-    metrics = {"ndcg@10": 0.5, "mrr@10": 1.0, "recall@10": 0.0}
-    content = wire.evaluate_reply(metrics, num_examples=7)
-    assert wire.read_evaluate_reply(content, max_examples=7) == wire.EvaluateReply(7, metrics)
-    nothing = wire.evaluate_reply({}, num_examples=0)
-    assert wire.read_evaluate_reply(nothing, max_examples=7) == wire.EvaluateReply(0, {})
 
 
 def test_bytes_are_those_of_the_values_and_a_header_each(sent: Adapter, update: Adapter) -> None:
     expected = sum(4 * tensor.numel() + NPY_HEADER for tensor in update.values())
     assert record_bytes(reply(update)) == expected
-    assert record_bytes(wire.evaluate_reply({"mrr@10": 1.0}, num_examples=1)) == 0
+    assert record_bytes(wire_evaluation.evaluate_reply({"mrr@10": 1.0}, num_examples=1)) == 0
 
 
 # -- a region's update -----------------------------------------------------------------------------
@@ -292,40 +278,6 @@ def test_a_norm_at_the_bound_passes(sent: Adapter) -> None:
     assert read(reply(update), sent).update["b"] == 100.0
 
 
-# -- a region's evaluation -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("metrics", "num_examples", "reason"),
-    [
-        ({"mrr@10": math.nan}, 5, 'metric "mrr@10" is missing or not a finite number'),
-        ({"mrr@10": 1.01}, 5, r'metric "mrr@10" is 1.01, must be in \[0, 1\]'),
-        ({"mrr@10": -0.5}, 5, r'metric "mrr@10" is -0.5, must be in \[0, 1\]'),
-        ({"mrr@10": 0.5}, 11, r"num-examples is .* within 0\.\.10"),
-        ({"mrr@10": 0.5}, -1, r"num-examples is .* within 0\.\.10"),
-    ],
-)
-def test_a_malformed_evaluation_is_refused(
-    metrics: dict[str, float], num_examples: int, reason: str
-) -> None:
-    content = wire.evaluate_reply(metrics, num_examples=num_examples)
-    with pytest.raises(WireError, match=reason):
-        wire.read_evaluate_reply(content, max_examples=10)
-
-
-@pytest.mark.parametrize("name", ["", "a secret query", "x\ny", "ndcg" * 20, "Ärger"])
-def test_what_a_region_calls_its_metrics_is_not_quoted(name: str) -> None:
-    content = wire.evaluate_reply({name: 0.5}, num_examples=5)
-    with pytest.raises(WireError) as caught:
-        wire.read_evaluate_reply(content, max_examples=10)
-    assert str(caught.value) == "a metric has a name that is none, such as ndcg@10"
-
-
-def test_an_evaluation_without_a_record_is_refused() -> None:
-    with pytest.raises(WireError, match='no metric record "metrics"'):
-        wire.read_evaluate_reply(RecordDict(), max_examples=10)
-
-
 # -- a region's description, and what headquarters sends -------------------------------------------
 
 DESCRIPTION = wire.Description(
@@ -390,64 +342,6 @@ def test_text_that_could_spoil_a_log_or_a_page_is_refused(key: str, value: str) 
     assert value not in str(caught.value)
 
 
-def comparison(**changes: Any) -> RecordDict:
-    found = {0: wire.Difference(5, 0.1, 0.02), 7: wire.Difference(5, -0.2, 0.0)}
-    content = wire.comparison_reply({"ndcg@10": 0.5}, found, num_queries=5)
-    values = {**content.metric_records["metrics"], **changes}
-    return RecordDict(
-        {"metrics": MetricRecord({name: v for name, v in values.items() if v is not None})}
-    )
-
-
-def test_a_comparison_comes_back_as_it_went() -> None:
-    reply, differences = wire.read_comparison_reply(comparison(), [0, 7], max_examples=10)
-    assert reply == wire.EvaluateReply(5, {"ndcg@10": 0.5})
-    assert differences == {0: wire.Difference(5, 0.1, 0.02), 7: wire.Difference(5, -0.2, 0.0)}
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"difference-7": None}, '"difference-7" is missing'),
-        ({"variance-0": math.nan}, '"variance-0" is missing or not a finite number'),
-        ({"variance-0": -0.1}, "difference to 0 is outside"),
-        ({"difference-7": 1.5}, "difference to 7 is outside"),
-        ({"num-examples": -1}, "num-examples is missing or not a count"),
-        ({"ndcg@10": 2.0}, 'metric "ndcg@10" is 2'),
-        ({"red boots": 0.5}, "a metric has a name that is none"),
-    ],
-)
-def test_a_malformed_comparison_is_refused(changes: dict[str, Any], reason: str) -> None:
-    with pytest.raises(WireError, match=reason):
-        wire.read_comparison_reply(comparison(**changes), [0, 7], max_examples=10)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"purpose": "theft"}, "purpose is none of validation, gate, matrix"),
-        ({"purpose": None}, "missing or unknown settings"),
-        ({"server-round": "1"}, "missing or unknown settings"),
-        ({"path": "/etc/passwd"}, "missing or unknown settings"),
-    ],
-)
-def test_a_malformed_evaluate_message_is_refused(
-    sent: Adapter, change: dict[str, Any], reason: str
-) -> None:
-    content = wire.evaluate_request(wire.encode_adapter(sent), 1)
-    values = {**content.config_records["config"], **change}
-    content["config"] = ConfigRecord({name: v for name, v in values.items() if v is not None})
-    with pytest.raises(WireError, match=reason):
-        wire.read_evaluate_request(content)
-
-
-def test_an_array_record_that_is_no_reference_is_refused(sent: Adapter) -> None:
-    content = wire.evaluate_request(wire.encode_adapter(sent), 1)
-    content["reference-../1"] = wire.encode_adapter(sent)
-    with pytest.raises(WireError, match="an array record that is no reference"):
-        wire.read_evaluate_request(content)
-
-
 def test_a_newer_region_is_understood_well_enough_to_be_refused() -> None:
     newer = description(**{"protocol-version": 99, "favourite-colour": "red"})
     assert wire.read_description(newer) == replace(DESCRIPTION, protocol_version=99)
@@ -475,7 +369,7 @@ def test_a_malformed_train_message_is_refused(
     sent: Adapter, key: str, value: Any, reason: str
 ) -> None:
     config = parse_run_config({}).train_config(1)
-    content = wire.train_request(wire.encode_adapter(sent), config, 1)
+    content = wire.train_request(encode_adapter(sent), config, 1)
     settings = {**content.config_records["config"], key: value}
     content["config"] = ConfigRecord({name: v for name, v in settings.items() if v is not None})
     with pytest.raises(WireError, match=reason):
@@ -487,7 +381,7 @@ def test_a_malformed_train_message_is_refused(
     [
         (wire.read_train_request, "config"),
         (wire.read_description, "config"),
-        (wire.read_evaluate_request, "config"),
+        (wire_evaluation.read_evaluate_request, "config"),
     ],
 )
 def test_an_empty_message_is_refused(

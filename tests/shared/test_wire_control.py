@@ -13,6 +13,7 @@ from shared.compression import rounded
 from shared.config import ENCODINGS, INT8, parse_run_config
 from shared.envelope import pack, unpack
 from shared.errors import WireError
+from shared.records import encode_adapter
 
 SENT: Adapter = {
     "fusion/t": torch.tensor(0.5),
@@ -28,9 +29,9 @@ FREEZE_A = parse_run_config({"aggregation": "freeze_a"}).train_config(1)
 
 
 def request(**changes: Any) -> RecordDict:
-    control = wire.encode_adapter(changes.pop("control", CHANGE))
+    control = encode_adapter(changes.pop("control", CHANGE))
     content = wire.train_request(
-        wire.encode_adapter(SENT), FREEZE_A, 3, control=control, counted=[5, 2**59]
+        encode_adapter(SENT), FREEZE_A, 3, control=control, counted=[5, 2**59]
     )
     content["config"].update(changes)
     return content
@@ -56,13 +57,13 @@ def test_a_request_comes_back_as_it_went() -> None:
     asked = wire.read_train_request(unpack(pack(request()), max_bytes=10**6))
     assert asked.control is not None and same(asked.control, CHANGE)
     assert asked.counted == (5, 2**59)
-    plain = wire.read_train_request(wire.train_request(wire.encode_adapter(SENT), FREEZE_A, 3))
+    plain = wire.read_train_request(wire.train_request(encode_adapter(SENT), FREEZE_A, 3))
     assert (plain.control, plain.counted) == (None, ())
 
 
 def test_before_the_first_round_nothing_has_counted() -> None:
     content = wire.train_request(
-        wire.encode_adapter(SENT), FREEZE_A, 1, control=wire.encode_adapter(ONLY_B), counted=[]
+        encode_adapter(SENT), FREEZE_A, 1, control=encode_adapter(ONLY_B), counted=[]
     )
     assert wire.read_train_request(unpack(pack(content), max_bytes=10**6)).counted == ()
 

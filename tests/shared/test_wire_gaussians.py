@@ -15,7 +15,7 @@ from shared.config import ENCODINGS, FLOAT32, INT8, parse_run_config
 from shared.envelope import pack, unpack
 from shared.errors import WireError
 from shared.gaussians import COMPONENTS, Gaussians, fitted, stacked
-from shared.records import record_bytes
+from shared.records import encode_adapter, record_bytes
 
 SENT: Adapter = {"text/a": torch.zeros(3)}
 ON = parse_run_config({"drawn-negatives": 8}).train_config(2)
@@ -26,7 +26,7 @@ TWO = stacked([ONE, fitted(VECTORS[:100])])
 
 
 def request(gaussians: Gaussians | None = TWO) -> RecordDict:
-    return wire.train_request(wire.encode_adapter(SENT), ON, 2, gaussians=gaussians)
+    return wire.train_request(encode_adapter(SENT), ON, 2, gaussians=gaussians)
 
 
 def reply(gaussian: Gaussians | None = ONE, encoding: str = FLOAT32) -> RecordDict:
@@ -69,7 +69,7 @@ def test_int8_takes_a_byte_a_number() -> None:
 
 
 def test_nobody_is_told_who_did_not_ask() -> None:
-    plain = wire.train_request(wire.encode_adapter(SENT), OFF, 2, gaussians=TWO)
+    plain = wire.train_request(encode_adapter(SENT), OFF, 2, gaussians=TWO)
     with pytest.raises(WireError, match="Gaussians without drawn-negatives"):
         wire.read_train_request(plain)
     with pytest.raises(WireError, match="a Gaussian that nobody asked for"):

@@ -16,7 +16,7 @@ from shared.config import FLOAT32, parse_run_config
 from shared.decorrelation import MIN_EXAMPLES, MOMENTS, Statistics, statistics_of
 from shared.envelope import pack, unpack
 from shared.errors import WireError
-from shared.records import record_bytes
+from shared.records import encode_adapter, record_bytes
 
 SENT: Adapter = {"text/a": torch.zeros(3)}
 ON = parse_run_config({"decorrelation-weight": 0.1}).train_config(2)
@@ -26,7 +26,7 @@ FOUND = statistics_of(EAST, EAST.flip(0), torch.ones(9))
 
 
 def request(statistics: Statistics | None = FOUND) -> RecordDict:
-    return wire.train_request(wire.encode_adapter(SENT), ON, 2, statistics=statistics)
+    return wire.train_request(encode_adapter(SENT), ON, 2, statistics=statistics)
 
 
 def reply(statistics: Statistics | None = FOUND, num_examples: int = MIN_EXAMPLES) -> RecordDict:
@@ -62,15 +62,15 @@ def test_they_come_back_as_they_went() -> None:
 
 
 def test_they_take_four_vectors_and_a_matrix_of_float32() -> None:
-    bare = record_bytes(RecordDict({"arrays": wire.encode_adapter(SENT)}))
+    bare = record_bytes(RecordDict({"arrays": encode_adapter(SENT)}))
     size = record_bytes(reply()) - bare
     assert 0 < size - 4 * (4 * 4 + 4 * 4) < 5 * 256  # the rest is headers
 
 
 def test_without_a_weight_a_message_has_none() -> None:
-    plain = wire.train_request(wire.encode_adapter(SENT), OFF, 2)
+    plain = wire.train_request(encode_adapter(SENT), OFF, 2)
     assert set(plain) == {"arrays", "config"} and set(reply(None)) == {"arrays", "metrics"}
-    asked = wire.train_request(wire.encode_adapter(SENT), OFF, 2, statistics=FOUND)
+    asked = wire.train_request(encode_adapter(SENT), OFF, 2, statistics=FOUND)
     with pytest.raises(WireError, match="statistics without a decorrelation-weight"):
         wire.read_train_request(asked)
     with pytest.raises(WireError, match="statistics that nobody asked for"):
