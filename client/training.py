@@ -17,6 +17,7 @@ from client.optimization import Descent, first_components
 from shared.config import TrainConfig
 from shared.decorrelation import Statistics
 from shared.encoders.encoder import Encoder
+from shared.freed_memory import FREED
 from shared.gaussians import Gaussians
 
 KNOWN_ITEMS = 16  # a step, at least: fewer have little to be told from
@@ -76,6 +77,7 @@ def train(
             total += objective.backward(batch, known)
             descent.step()
             done += 1
+            FREED.give_back()
             if on_step:
                 on_step(done, steps)
         if stopping and stopping.after_epoch():

@@ -6,7 +6,6 @@ Frames come on standard input and go to standard output; whatever else would be 
 to standard error. It ends when its input does.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -20,12 +19,12 @@ from typing import IO, Any
 import torch
 
 from shared.errors import FedshelfError
+from shared.freed_memory import FREED
 from simulations.processes import read_frame, write_frame
 from simulations.progress import Report
 from simulations.tasks import TASKS, State
 
 _BAR_EVERY_S = 0.1
-_GIVE_BACK_EVERY_S = 10.0  # it takes about a tenth of a second
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def _answer_all(asked: IO[bytes], told: "Told") -> None:
     logger.setLevel(logging.INFO)
     logger.addHandler(_Logged(told))
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    state, freed = State(told), FreedMemory(_GIVE_BACK_EVERY_S)
+    state = State(told)
     while (frame := read_frame(asked)) is not None:
         header, body = frame
         try:
@@ -51,25 +50,7 @@ def _answer_all(asked: IO[bytes], told: "Told") -> None:
         except FedshelfError as error:
             reply, content = {"error": type(error).__name__, "text": str(error)}, b""
         told.tell(reply, content)
-        freed.give_back()
-
-
-class FreedMemory:
-    """What a process has freed and the C library keeps, which would grow from round to round.
-
-    Args:
-        every_s: it is given back not more often than that, seconds.
-    """
-
-    def __init__(self, every_s: float) -> None:
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-        self._every_s, self._last = every_s, time.monotonic()
-
-    def give_back(self) -> None:
-        """Let the system have it, if it is time."""
-        if self._trim is not None and time.monotonic() - self._last >= self._every_s:
-            self._trim(0)
-            self._last = time.monotonic()
+        FREED.give_back()
 
 
 class Told:

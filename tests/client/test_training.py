@@ -19,6 +19,7 @@ from shared.adapter import Adapter, rank_axis, within_rank
 from shared.config import TrainConfig
 from shared.encoders.encoder import Encoder, ProductPrefixes
 from shared.encoders.prefix_cache import TextPrefixes, image_prefixes, text_prefixes
+from shared.freed_memory import FREED
 
 QUERIES = ["shoe", "coat", "lamp", "phone"]
 TITLES = ["leather boot", "wool jacket", "desk light", "smart mobile", "old boot", "no photo"]
@@ -550,6 +551,17 @@ def test_without_patience_nobody_asks_for_validation(encoder: Encoder, data: Tra
         raise AssertionError("asked")
 
     train(encoder, data, CONFIG, seed=[7, 1], validate=validate)
+
+
+def test_freed_memory_is_given_back_while_training(
+    encoder: Encoder, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = list[str]()
+    monkeypatch.setattr(FREED, "give_back", lambda: events.append("given back"))
+    config = dataclasses.replace(CONFIG, local_epochs=2)
+    train(encoder, data, config, seed=[7, 1], on_step=lambda *_: events.append("step"))
+    assert len(events) == 2 * num_steps(data, config)
+    assert events[::2] == ["given back"] * num_steps(data, config)
 
 
 # -- learning --------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """How a simulation's work is shared out, and how its processes are spoken to."""
 
-import ctypes
 import io
 import logging
 from pathlib import Path
@@ -15,7 +14,6 @@ from shared.envelope import pack
 from shared.errors import ConfigError
 from simulations import processes
 from simulations.engine import shares
-from simulations.node import FreedMemory
 from simulations.processes import Processes, processes_for, read_frame, write_frame
 
 
@@ -140,23 +138,3 @@ def test_what_is_logged_over_there_is_logged_here(
     header, _ = two.submit(0, asked, pack(RecordDict())).result()
     assert header["refused"][1] == "ConfigError"
     assert "run-dir" in caplog.text
-
-
-def resident_kib() -> int:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmRSS:")[1].split()[0])
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc alone has it")
-def test_freed_memory_is_given_back_when_it_is_time() -> None:
-    FreedMemory(every_s=0.0).give_back()  # what tests before this one have freed
-    before = resident_kib()
-    blocks = [bytes(1000) for _ in range(100_000)]
-    kept, grown = blocks[::1000], resident_kib()  # some stay, so that the heap cannot shrink
-    del blocks
-    half = (before + grown) / 2
-    FreedMemory(every_s=3600.0).give_back()
-    assert resident_kib() > half
-    FreedMemory(every_s=0.0).give_back()
-    assert resident_kib() < half
-    assert len(kept) == 100
