@@ -261,23 +261,26 @@ def _tables(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _rows(
     columns: Sequence[tuple[Mapping[str, Any], str]], methods: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row a method; a column is (figures of every method, metric), its best cell marked."""
+    """A row a method; a column is (figures of every method, metric), its best cell marked.
+
+    Figures that look equal are marked alike.
+    """
     best = [_best(figures, metric) for figures, metric in columns]
     rows = []
     for name in methods:
         values = [_value(figures, name, metric) for figures, metric in columns]
         competes = name != NOT_DEPLOYABLE
         cells = [
-            {"text": figure(value), "best": competes and value is not None and value == top}
+            {"text": figure(value), "best": competes and value is not None and figure(value) == top}
             for value, top in zip(values, best, strict=True)
         ]
         rows.append(_method(name) | {"cells": cells})
     return rows
 
 
-def _best(column: Mapping[str, Any], metric: str) -> float | None:
+def _best(column: Mapping[str, Any], metric: str) -> str:
     values = (_value(column, name, metric) for name in column if name != NOT_DEPLOYABLE)
-    return max((value for value in values if value is not None), default=None)
+    return figure(max((value for value in values if value is not None), default=None))
 
 
 def _union_table(union: Mapping[str, Any]) -> dict[str, Any]:

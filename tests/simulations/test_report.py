@@ -155,6 +155,12 @@ def test_best_deployable_method_of_each_column_is_marked():
     assert sorted(best[:4]) == ["0.840", "0.845", "0.850", "0.940"]
 
 
+def test_cells_that_look_alike_are_marked_alike():
+    html = render_report(make_result(mean=figures(federated=0.91234, hybrid=0.91194)), CURVES, [])
+    best = re.findall(r'<td class="best(?: sum)?">([\d.]+)</td>', html)
+    assert best.count("0.912") == 2
+
+
 def test_union_table_only_where_there_is_one():
     union = {m: {"ndcg@10": v, "ndcg@10_judged": 0.9, "judged@10": 1.0} for m, v in NDCG.items()}
     assert "human judgments" not in page().text
