@@ -49,6 +49,8 @@ def personal_gains(
         confidence=settings.confidence,
         min_queries=settings.min_queries,
     )
+    if len(data.examples.weight) < settings.min_examples:
+        choice, reason = RELEASE, f"{len(data.examples.weight)} examples are too few to train on"
     print(f"{worker.region.config.region}: {choice}; {reason}", flush=True)
     gains = {name: found[name] - found[RELEASE] for name in candidates}
     return gains | {CHOSEN: found[choice] - found[RELEASE]}

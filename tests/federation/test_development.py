@@ -1,6 +1,7 @@
 """Development queries are held out everywhere and are no test queries; every round is measured."""
 
 import json
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from client.personal import RELEASE
 from client.personalization import ENSEMBLE
 from client.worker import Worker
 from simulations import development
@@ -108,9 +110,20 @@ def test_the_pool_trains_on_what_the_regions_train_on_together(
     assert lines("--pooled", "--set", "known-item-weight=0.0")[1:] != pooled[1:]
 
 
+def _enough(run: Path, region: str, examples: int) -> None:
+    """So many are enough for a region to personalize."""
+    path = run / "regions" / region / "region.toml"
+    text = path.read_text(encoding="utf-8")
+    changed = re.sub(r"min_examples = \d+", f"min_examples = {examples}", text)
+    assert changed != text
+    path.write_text(changed, encoding="utf-8")
+
+
 def test_candidates_are_told_and_what_the_regions_choose(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name in ("north", "south"):
+        _enough(run, name, 1)
     main([str(run), "--rounds", "1", "--personalize"])
     _, _, north, south, *told = capsys.readouterr().out.splitlines()
     chosen = [line.partition(": ")[2].partition(";")[0] for line in (north, south)]
@@ -120,6 +133,19 @@ def test_candidates_are_told_and_what_the_regions_choose(
     assert list(found) == ["gate", *tuned, ENSEMBLE, CHOSEN]
     assert found[CHOSEN] == found[ENSEMBLE] != found["tuned-1"]
     assert all(float(worst) <= float(gain) for gain, worst in found.values())
+
+
+def test_a_region_with_too_few_examples_keeps_the_release(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _enough(run, "south", 1)
+    main([str(run), "--rounds", "1", "--personalize"])
+    told = capsys.readouterr().out.splitlines()
+    north, south = (line for line in told if line.startswith(("north: ", "south: ")))
+    assert north.startswith(f"north: {RELEASE}; ") and "too few to train on" in north
+    assert south.startswith(f"south: {ENSEMBLE}; ")
+    found = {line.split()[0]: float(line.split()[2]) for line in told[-6:]}
+    assert found[CHOSEN] != found[ENSEMBLE]  # of which north takes no part
 
 
 def test_ensembles_are_told_by_share_and_by_what_was_trained_on(
