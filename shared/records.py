@@ -1,8 +1,8 @@
 """Records, the parts that a Flower message is made of: their keys, and what is read out of them.
 
 What is missing, of another form or out of range is refused, and said without quoting it.
-`shared.wire`, `shared.wire_evaluation` and `shared.wire_vectors` make messages of them, and nobody else
-knows record keys.
+`shared.wire`, `shared.wire_evaluation` and `shared.wire_vectors` make messages of them, and nobody
+else knows record keys.
 """
 
 import math
