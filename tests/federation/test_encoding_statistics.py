@@ -25,7 +25,7 @@ OFF: dict[str, str | float] = {"update_encoding": "float32"}
 
 def send_from(monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     """Regions with so many examples send statistics."""
-    for module in ("client.statistics", "shared.wire"):
+    for module in ("client.statistics", "shared.wire_vectors"):
         monkeypatch.setattr(f"{module}.MIN_EXAMPLES", examples)
 
 

@@ -17,7 +17,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: next(iter(ki
 def small_regions_send(monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions of the small world are below what is asked of real ones."""
     monkeypatch.setattr("client.statistics.MIN_PRODUCTS", 40)
-    for module in ("client.statistics", "shared.wire"):
+    for module in ("client.statistics", "shared.wire_vectors"):
         monkeypatch.setattr(f"{module}.MIN_EXAMPLES", 10)
 
 
