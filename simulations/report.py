@@ -360,7 +360,7 @@ def _made(result: Mapping[str, Any]) -> dict[str, str]:
         "Seed": str(result["seed"]),
         "Release": str(release["number"]),
         "Encoder digest": str(release["encoder_digest"]),
-        "Peak memory": bytes_in_words(result["peak_rss_bytes"]),
+        "Peak memory, processes added up": bytes_in_words(result["peak_rss_bytes"]),
     }
 
 

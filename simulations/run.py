@@ -27,6 +27,7 @@ from shared.config import COSINE, WEIGHTED_SUM, RunConfig, default_run_config
 from shared.durable import canonical_json, replace_file
 from shared.encoders.encoder import Encoder
 from shared.errors import ConfigError, FedshelfError
+from shared.freed_memory import FREED
 from shared.retrieval.manifest import read_pointer
 from simulations.baselines import baselines_folder, best_adapter
 from simulations.prepare import LEFTOVERS, World, WorldOptions, prepare
@@ -107,6 +108,7 @@ def simulate(options: Options, run: Path, progress: RunProgress) -> dict[str, An
     torch.set_num_threads(options.threads)
     forget_workers()
     world = _prepare(options, run, progress)
+    FREED.give_back()  # other processes train now, and this one waits
     with _processes(options, run, progress) as processes:
         run_config = _federation(options, run, processes, progress)
         _baselines(run_config, run, processes, progress)

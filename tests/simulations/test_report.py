@@ -238,7 +238,7 @@ def test_how_it_was_made_and_what_was_wrong():
     text = page().text
     assert "fedshelf simulate --data synthetic --out 'runs/a b' Data" in text
     assert "local only 1 min 23 s" in text
-    assert "Peak memory 2.5 GB" in text
+    assert "Peak memory, processes added up 2.5 GB" in text
     assert "12 rows or photos left out or emptied, the first of them" in text
     assert text.count("duplicate product_id") == 8
     assert "every row and photo was sound" in page(problems=[]).text
