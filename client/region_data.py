@@ -87,35 +87,39 @@ class RegionData:
         return split_log(self._clicks, self.region.config)
 
     @cached_property
-    def _splits(self) -> tuple[Examples, ValidationSet, ValidationSet]:
-        ids, chosen = self.region.catalog["product_id"], self.region.config.clicks
-        examples = examples_of(self.log.train, ids, chosen)
-        least = chosen.min_propensity
-        validation = make_validation_set(self.log.validation, ids, min_propensity=least)
-        gate = make_validation_set(self.log.gate, ids, min_propensity=least)
-        return examples, validation, gate
+    def _examples(self) -> Examples:
+        ids = self.region.catalog["product_id"]
+        return examples_of(self.log.train, ids, self.region.config.clicks)
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples; 0 of a region that takes releases, but no part in a round."""
+        return len(self._examples.weight)
 
     @property
     def examples(self) -> Examples:
         """Training examples, from the oldest clicks.
 
         Raises:
-            DataError: there are none. Such a region takes releases, but no part in a round.
+            DataError: there are none.
         """
-        examples = self._splits[0]
-        if len(examples.weight) == 0:
+        if self.num_examples == 0:
             raise DataError(f'region "{self.region.config.region}": no clicks to train on')
-        return examples
+        return self._examples
 
-    @property
+    @cached_property
     def validation(self) -> ValidationSet:
         """Validation judgments, from later clicks."""
-        return self._splits[1]
+        return self._judged(self.log.validation)
 
-    @property
+    @cached_property
     def gate(self) -> ValidationSet:
         """Judgments from the newest clicks, for the release gate and acceptance alone."""
-        return self._splits[2]
+        return self._judged(self.log.gate)
+
+    def _judged(self, clicks: pl.DataFrame) -> ValidationSet:
+        least = self.region.config.clicks.min_propensity
+        return make_validation_set(clicks, self.region.catalog["product_id"], min_propensity=least)
 
     @cached_property
     def products(self) -> ProductPrefixes:
@@ -225,7 +229,7 @@ class RegionData:
     @cached_property
     def _untrained(self) -> NDArray[np.bool_]:
         """Validation queries that nobody clicked in training, (Q,)."""
-        trained = {query.casefold() for query in self._splits[0].queries}
+        trained = {query.casefold() for query in self._examples.queries}
         asked = [query.casefold() not in trained for query in self.validation.queries]
         return np.array(asked, np.bool_)
 

@@ -159,7 +159,7 @@ class Worker(RegionData):
             schema_hash=self.encoder.schema,
             rank=self.rank,
             num_products=self.region.catalog.height,
-            num_examples=len(self._splits[0].weight),
+            num_examples=self.num_examples,
             num_validation_queries=len(self.validation.queries),
             code_version=_code_version(),
             device=str(self.encoder.device.type),
@@ -254,6 +254,7 @@ class Worker(RegionData):
     ) -> float:
         """Train the loaded adapter in place; the mean loss, nats."""
         names = self.encoder.trainable_names(config.trained_factors)
+        stops_early = config.patience > 0 and self.validation.queries
         return train(
             self.encoder,
             data,
@@ -264,7 +265,7 @@ class Worker(RegionData):
             federation=federation,
             gaussians=gaussians,
             on_step=self.on_step,
-            validate=self.validated if self.validation.queries else None,
+            validate=self.validated if stops_early else None,
         )
 
     def validated(self) -> float:
@@ -366,7 +367,7 @@ class Worker(RegionData):
 
     def _has_few_examples(self) -> bool:
         """Whether this region is too small for an adapter of its own."""
-        return len(self._splits[0].weight) < self.region.config.personalization.min_examples
+        return self.num_examples < self.region.config.personalization.min_examples
 
     def gains_over(
         self, published: Adapter, candidates: Mapping[str, Adapter]
