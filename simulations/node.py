@@ -3,7 +3,8 @@
     python -m simulations.node THREADS
 
 Frames come on standard input and go to standard output; whatever else would be printed there goes
-to standard error. It ends when its input does.
+to standard error. It ends when its input does, in the middle of a task too: whoever asked is gone,
+however that came about. What a task leaves in files is whole at any moment.
 """
 
 import logging
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import IO, Any
 
 import torch
@@ -26,25 +28,36 @@ from simulations.tasks import TASKS, State
 
 _BAR_EVERY_S = 0.1
 
+Frame = tuple[dict[str, Any], bytes]
+
 
 def main() -> None:
     """Answer until there is nothing more to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this says when it ends
     asked, answers = _own_streams()
     torch.set_num_threads(int(sys.argv[1]))
-    told = Told(answers)
-    with suppress(BrokenPipeError, EOFError):  # whoever asked is gone
-        _answer_all(asked, told)
+    frames: SimpleQueue[Frame] = SimpleQueue()
+    threading.Thread(target=_read_all, args=(asked, frames), daemon=True).start()
+    with suppress(BrokenPipeError):  # whoever asked is gone
+        _answer_all(frames, Told(answers))
 
 
-def _answer_all(asked: IO[bytes], told: "Told") -> None:
+def _read_all(asked: IO[bytes], frames: "SimpleQueue[Frame]") -> None:
+    """Hand on what is asked, and end the process when there is no more."""
+    with suppress(EOFError):
+        while (frame := read_frame(asked)) is not None:
+            frames.put(frame)
+    os._exit(0)  # the main thread may be busy for minutes
+
+
+def _answer_all(frames: "SimpleQueue[Frame]", told: "Told") -> None:
     logger = logging.getLogger("fedshelf")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Logged(told))
     logging.getLogger("flwr").setLevel(logging.ERROR)
     state = State(told)
-    while (frame := read_frame(asked)) is not None:
-        header, body = frame
+    while True:
+        header, body = frames.get()
         try:
             reply, content = TASKS[header["task"]](state, header, body)
         except FedshelfError as error:

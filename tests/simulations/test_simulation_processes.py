@@ -2,6 +2,8 @@
 
 import io
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +140,26 @@ def test_what_is_logged_over_there_is_logged_here(
     header, _ = two.submit(0, asked, pack(RecordDict())).result()
     assert header["refused"][1] == "ConfigError"
     assert "run-dir" in caplog.text
+
+
+BUSY = """
+import sys, time
+from simulations import node
+node.TASKS["wait"] = lambda state, header, body: (state.progress.line("begun"), time.sleep(600))
+sys.argv = ["node", "1"]
+node.main()
+"""
+
+
+def test_a_process_that_nobody_asks_any_more_ends_in_the_middle_of_a_task() -> None:
+    command = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as busy:
+        try:
+            assert busy.stdin is not None
+            assert busy.stdout is not None
+            write_frame(busy.stdin, {"task": "wait"})
+            assert read_frame(busy.stdout) == ({"line": "begun"}, b"")
+            busy.stdin.close()  # as when whoever started it was killed
+            assert busy.wait(60) == 0
+        finally:
+            busy.kill()
