@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     sizes = partial(parser.add_argument, nargs="+", type=int)
     sizes("--products", default=[1000, 10_000, 100_000], help="vectors")
-    sizes("--regions", default=[4, 64, 256], help="up to 10000: hours")
+    sizes("--regions", default=[4, 64, 256], help="10000 take about 20 minutes")
     sizes("--ranks", default=[2, 4, 8, 16, 32], help="of both towers")
     sizes("--image-sizes", default=[32, 64, 96, 128], help="pixels a side")
     sizes("--blocks", default=[1, 2, 3], help="adapted; all is added")
