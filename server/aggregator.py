@@ -7,11 +7,12 @@ a wire. Replies go in one at a time and in a fixed order.
 from dataclasses import dataclass, replace
 
 from server.aggregation import new_mean
+from server.extrapolation import StepLength
 from server.flower_rules import MAX_AT_ONCE, Reply, apply_rule, server_step
 from server.gaussians import FederationGaussians
 from server.statistics import FederationStatistics
-from shared.adapter import Adapter, trained_names
-from shared.config import FACTORS, RULES, SERVER_OPTIMIZERS, FederationConfig
+from shared.adapter import Adapter, interpolate, subtract, trained_names
+from shared.config import FACTORS, FEDEXP, RULES, SERVER_OPTIMIZERS, FederationConfig
 from shared.decorrelation import Statistics
 from shared.errors import FederationError
 from shared.gaussians import Gaussians
@@ -55,6 +56,7 @@ class Aggregator:
         self._statistics = FederationStatistics(memory)
         self._gaussians = FederationGaussians(memory, seed=[config.seed, server_round])
         self._replies: list[Reply] = []
+        self._length = StepLength()
         self._losses, self._weight = 0.0, 0
 
     def add(
@@ -85,6 +87,7 @@ class Aggregator:
             self._gaussians.add(gaussian)
         if self._config.strategy not in RULES:
             self._mean.add(update, num_examples)
+            self._length.add(update, num_examples)
             return
         self._replies.append((update, num_examples, loss))
         if len(self._replies) > MAX_AT_ONCE:
@@ -115,9 +118,12 @@ class Aggregator:
             ends = apply_rule(self._config, self._round, start, self._replies)
             return Outcome(self._sent | ends, self._memory, loss, None, None)
         mean = self._mean.value()
+        reached = {name: mean.adapter[name] for name in trained}
+        if strategy == FEDEXP:
+            ends = interpolate(start, reached, self._length.of(subtract(reached, start)))
+            return Outcome(self._sent | ends, self._memory, loss, None, None)
         if strategy not in SERVER_OPTIMIZERS:
             return Outcome(mean.adapter, self._memory, loss, mean.bias, mean.relative_bias)
-        reached = {name: mean.adapter[name] for name in trained}
         ends, memory = server_step(self._config, self._round, start, reached, self._memory)
         return Outcome(self._sent | ends, memory, loss, None, None)
 

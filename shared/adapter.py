@@ -145,7 +145,7 @@ def add(sent: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> Adapter:
 
 
 def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], weight: float) -> Adapter:
-    """A point between two adapters: exactly `start` at weight 0 and exactly `end` at 1."""
+    """On the line through two adapters: exactly `start` at weight 0, exactly `end` at 1."""
     return {name: torch.lerp(start[name], end[name], weight) for name in sorted(start)}
 
 

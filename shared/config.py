@@ -23,7 +23,8 @@ FACTORS, EXACT, ALTERNATE, FREEZE_A = AGGREGATIONS = ("factors", "exact", "alter
 SERVER_OPTIMIZERS = ("FedAvgM", "FedAdam", "FedYogi")  # see `server.flower_rules`
 ROBUST = ("FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan")
 RULES = (*ROBUST, "QFedAvg")
-STRATEGIES = ("FedAvg", *SERVER_OPTIMIZERS, *RULES)
+FEDEXP = "FedExP"  # see `server.extrapolation`
+STRATEGIES = ("FedAvg", FEDEXP, *SERVER_OPTIMIZERS, *RULES)
 ADAMW, SGD = OPTIMIZERS = ("adamw", "sgd")
 CATALOG, PUBLIC = KNOWN_ITEM_SOURCES = ("catalog", "public")
 BOTH, ONLY_A, ONLY_B = TRAINED_FACTORS = ("both", "a", "b")

@@ -22,6 +22,7 @@ METHODS: dict[str, dict[str, str | float]] = {
     "FedAvg, exact": {"aggregation": "exact"},
     "FedAvg, alternate": {"aggregation": "alternate"},
     "FedAvg, freeze_a": {"aggregation": "freeze_a"},
+    "FedExP": {"strategy": "FedExP"},
     "FedAvgM": {"strategy": "FedAvgM"},
     "FedAdam, alternate": {
         "strategy": "FedAdam",
