@@ -87,7 +87,8 @@ class Aggregator:
             self._gaussians.add(gaussian)
         if self._config.strategy not in RULES:
             self._mean.add(update, num_examples)
-            self._length.add(update, num_examples)
+            if self._config.strategy == FEDEXP:
+                self._length.add(update, num_examples)
             return
         self._replies.append((update, num_examples, loss))
         if len(self._replies) > MAX_AT_ONCE:
