@@ -45,8 +45,8 @@ from shared.wire import LOCAL, PROTOCOL_VERSION, ROUND, Description
 from shared.wire_evaluation import GATE, MATRIX, Difference
 
 # What stays open in one process: so many regions, and more while their catalogs and click logs
-# together are small, as are 6,000 of 50 products and 60 requests, which hold 1.6 GB of memory. A
-# simulation of more opens regions again.
+# together are small, as are 6,000 of 50 products and 60 requests, which hold some 1.7 GB of memory.
+# A simulation of more opens regions again.
 MAX_WORKERS = 256
 MAX_BYTES = 64 * 2**20
 _WORKERS: dict[Path, "Worker"] = {}  # in the order in which they were opened
