@@ -2,7 +2,7 @@
 
 Flower's control API is asked on loopback only. The rounds themselves are in the training's folder,
 so a run that failed, or was killed with everything around it, is followed by another run that goes
-on after the last complete round.
+on after the last complete round: at once where Flower has only lost sight of its process.
 """
 
 import json
@@ -39,6 +39,8 @@ from shared.supervise import program_beside_python
 POLL_S = 1.0
 ASK_S = 5.0  # asking Flower how a run is doing takes its command two seconds of a processor
 OUTAGE_S = 60.0  # a SuperLink that was killed is up again within seconds, and its runs go on
+LOST = "No heartbeat received from the task"  # Flower's word for a ServerApp that died
+IN_VAIN_AT_MOST = 3  # such runs in a row without a new round; then something kills them all
 
 
 def base_encoder(hq: Headquarters) -> Encoder:
@@ -114,6 +116,9 @@ def follow(
 ) -> None:
     """Run a training, or what is left of it, and wait until it is over.
 
+    A run whose ServerApp died without a word (killed, out of memory, out of Flower's sight) is
+    followed by another one, which waits for it if it should still be alive.
+
     Args:
         hq: headquarters, with its processes up.
         control: Flower's control API.
@@ -124,23 +129,18 @@ def follow(
         FederationError: the run failed; complete rounds are kept.
     """
     run_id = _run_of(training, control) or _start(hq, control, training)
-    on_line(f"training {training.number}: Flower run {run_id}")
-    told = 0
-    for status in _watch(control, training, run_id):
-        records = training.history.rounds()
-        for line in _lines(records[told:]):
-            on_line(line)
-        told = len(records)
-        if status.finished:
-            break
-    if not training.complete:
-        ending = f"{status.sub_status} {status.details}".rstrip()
-        again = "matrix" if training.is_matrix else "train --resume"
-        raise FederationError(
-            f"training {training.number}: Flower run {run_id} ended as {ending}; "
-            f'"FLWR_HOME={hq.flower} flwr log {run_id} prod" says more; go on with '
-            f'"fedshelf server {again}"'
-        )
+    told = in_vain = 0
+    while True:
+        on_line(f"training {training.number}: Flower run {run_id}")
+        before = len(training.history.rounds())
+        status, told = _follow_run(control, training, run_id, told, on_line)
+        if training.complete:
+            return
+        in_vain = 0 if told > before else in_vain + 1
+        if status.details != LOST or training.is_matrix or in_vain == IN_VAIN_AT_MOST:
+            raise _failed(hq, training, run_id, status)
+        on_line(f"Flower run {run_id}: {LOST}; goes on after the last complete round")
+        run_id = _start(hq, control, training)
 
 
 def by_hand(hq: Headquarters, training: Training) -> str:
@@ -222,6 +222,32 @@ def _written(hq: Headquarters, training: Training, digest: str) -> int | None:
         if (manifest.quality.get("training"), manifest.encoder_digest) == (training.number, digest):
             return number
     return None
+
+
+def _follow_run(
+    control: Control, training: Training, run_id: int, told: int, on_line: Callable[[str], None]
+) -> tuple[RunStatus, int]:
+    """Tell of a run's rounds until it ends; returns how it ended, and the rounds told so far."""
+    for status in _watch(control, training, run_id):
+        records = training.history.rounds()
+        for line in _lines(records[told:]):
+            on_line(line)
+        told = len(records)
+        if status.finished:
+            return status, told
+    raise AssertionError("a run is watched until it has ended")
+
+
+def _failed(
+    hq: Headquarters, training: Training, run_id: int, status: RunStatus
+) -> FederationError:
+    ending = f"{status.sub_status} {status.details}".rstrip()
+    again = "matrix" if training.is_matrix else "train --resume"
+    return FederationError(
+        f"training {training.number}: Flower run {run_id} ended as {ending}; "
+        f'"FLWR_HOME={hq.flower} flwr log {run_id} prod" says more; go on with '
+        f'"fedshelf server {again}"'
+    )
 
 
 def _watch(control: Control, training: Training, run_id: int) -> Iterator[RunStatus]:

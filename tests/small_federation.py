@@ -34,6 +34,10 @@ VARIANCE = 0.0001  # of one query's difference
 Reply = Callable[[RecordDict], RecordDict]
 
 
+class Died(BaseException):
+    """Raised by a region's reply: the ServerApp that waits for it is killed."""
+
+
 class Asked(NamedTuple):
     """One message that a region got."""
 
@@ -238,6 +242,8 @@ class InProcessControl:
             run_server_app(self._make_grid(run_config), run_config)
         except FederationError as error:
             return RunStatus("finished", "failed", type(error).__name__)
+        except Died:
+            return RunStatus("finished", "failed", conduct.LOST)
         return RunStatus("finished", "completed", "")
 
 

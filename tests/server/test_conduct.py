@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from flwr.app import RecordDict
-from small_federation import SmallFederation, fails, silent, worse
+from small_federation import Died, SmallFederation, fails, silent, worse
 
 from server import conduct
 from server.control import RunStatus, SuperLinkAway
@@ -239,6 +239,69 @@ def test_a_run_that_fails_says_how_to_go_on_and_ends_as_if_it_had_not(
     assert cut.history.gate() == whole.history.gate()
     assert all(same(cut.history.adapter(n), whole.history.adapter(n)) for n in range(3))
     assert conduct.release(small.hq, cut) == 1
+
+
+def dies_in(small: SmallFederation, number: int, times: int) -> None:
+    """The ServerApp dies in that round, so often."""
+    region, left = small.regions[0], [None] * times
+
+    def die(reply: RecordDict) -> RecordDict:
+        if region.asked[-1].request.server_round == number and left:
+            left.pop()
+            raise Died
+        return reply
+
+    region.spoilt["round"] = die
+
+
+@pytest.mark.parametrize("dying", [1, 2])
+def test_a_server_app_that_died_is_followed_by_another_and_the_training_ends_as_if_it_had_not(
+    dying: int, small: SmallFederation, tmp_path: Path, tiny_base: Path
+) -> None:
+    dies_in(small, dying, times=2)
+    lines: list[str] = []
+    training = small.train(lines=lines.append)
+    assert len(small.control.runs) == 3
+    assert [line for line in lines if line.startswith(("training", "Flower"))] == [
+        "training 1: Flower run 1",
+        f"Flower run 1: {conduct.LOST}; goes on after the last complete round",
+        "training 1: Flower run 2",
+        f"Flower run 2: {conduct.LOST}; goes on after the last complete round",
+        "training 1: Flower run 3",
+    ]
+    assert [line[:7] for line in lines if line.startswith("round")] == [
+        f"round {number}" for number in range(3)
+    ]
+    whole = SmallFederation(tmp_path / "other", tiny_base).train()
+    assert training.history.gate() == whole.history.gate()
+    assert all(same(training.history.adapter(n), whole.history.adapter(n)) for n in range(3))
+
+
+def test_a_server_app_that_dies_again_and_again_ends_the_training(small: SmallFederation) -> None:
+    dies_in(small, 2, times=9)
+    with pytest.raises(FederationError, match=f"run 4 ended as failed {conduct.LOST}.*--resume"):
+        small.train()
+    assert len(small.control.runs) == 4  # the first made round 1, the others none
+    dies_in(small, 2, times=0)
+    follow(small)
+    assert conduct.latest(small.hq).complete
+
+
+def test_a_table_whose_server_app_died_is_not_begun_again_by_itself(
+    small: SmallFederation,
+) -> None:
+    agree(small)
+    region = small.regions[0]
+    kept, region.measure = region.measure, lambda steps: dies()
+    with pytest.raises(FederationError, match=f"{conduct.LOST}.*fedshelf server matrix"):
+        make_table(small)
+    assert len(small.control.runs) == 1
+    region.measure = kept
+    assert make_table(small).keys() == {"release 0", "north alone"}
+
+
+def dies() -> float:
+    raise Died
 
 
 def test_a_resumed_training_joins_the_run_that_is_still_at_work(small: SmallFederation) -> None:
