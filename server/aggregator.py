@@ -7,7 +7,7 @@ a wire. Replies go in one at a time and in a fixed order.
 from dataclasses import dataclass, replace
 
 from server.aggregation import new_mean
-from server.extrapolation import StepLength
+from server.extrapolation import StepLength, between
 from server.flower_rules import MAX_AT_ONCE, Reply, apply_rule, server_step
 from server.gaussians import FederationGaussians
 from server.statistics import FederationStatistics
@@ -122,7 +122,8 @@ class Aggregator:
         reached = {name: mean.adapter[name] for name in trained}
         if strategy == FEDEXP:
             ends = interpolate(start, reached, self._length.of(subtract(reached, start)))
-            return Outcome(self._sent | ends, self._memory, loss, None, None)
+            middle, memory = between(self._sent, self._sent | ends, self._memory)
+            return Outcome(middle, self._memory | memory, loss, None, None)
         if strategy not in SERVER_OPTIMIZERS:
             return Outcome(mean.adapter, self._memory, loss, mean.bias, mean.relative_bias)
         ends, memory = server_step(self._config, self._round, start, reached, self._memory)

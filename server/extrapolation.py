@@ -3,13 +3,46 @@
 Where regions learn different things, each is divided by their number in the mean, and a federation
 falls behind training on pooled data, which adds them up. How much they disagree says how far beyond
 the mean it is safe to go; where they agree the step is the mean itself.
+
+Long steps swing to and fro over what they are after, so the middle of the last two places is nearer
+to it, as the paper advises. Regions train from where the server has stepped to, which only
+headquarters remembers; measured, judged and released is the middle.
 """
 
 from collections.abc import Mapping
+from typing import Final
 
 from torch import Tensor
 
-from shared.adapter import norm
+from shared.adapter import Adapter, interpolate, norm
+
+_KEY: Final = "reached/"
+
+
+def trained_from(adapter: Adapter, memory: Mapping[str, Tensor]) -> Adapter:
+    """What the next round starts from: the last step's end, or else the adapter itself.
+
+    Args:
+        adapter: of the last round, as it was measured.
+        memory: what headquarters remembers of that round.
+    """
+    reached = {k.removeprefix(_KEY): v for k, v in memory.items() if k.startswith(_KEY)}
+    return adapter | reached
+
+
+def between(
+    sent: Adapter, reached: Adapter, memory: Mapping[str, Tensor]
+) -> tuple[Adapter, Adapter]:
+    """The round's adapter, and what to remember of it.
+
+    Args:
+        sent: where this step began.
+        reached: where it ended.
+        memory: of the round before; without a step in it, the first step's end is taken as it is.
+    """
+    began = any(name.startswith(_KEY) for name in memory)
+    adapter = interpolate(sent, reached, 0.5) if began else reached
+    return adapter, {_KEY + name: tensor for name, tensor in reached.items()}
 
 
 class StepLength:

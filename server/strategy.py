@@ -26,6 +26,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from server.aggregator import Aggregator, method_name
 from server.control_variates import ControlVariates, Counted
+from server.extrapolation import trained_from
 from server.gaussians import FederationGaussians
 from server.handshake import Meeting
 from server.history import RoundRecord
@@ -96,12 +97,12 @@ class CheckedFedAvg(FedAvg):
         """Ask every region that is there to train."""
         number = server_round + self._offset
         self._open_round(number, grid)
-        self._sent = decode_adapter(arrays)
+        self._sent = trained_from(decode_adapter(arrays), self.memory)
         train = self._config.train_config(number)
         variates = ControlVariates(self.memory, self._trained())
         scaffold = self._config.control_variates
         request = wire.train_request(
-            arrays,
+            encode_adapter(self._sent),
             train,
             number,
             control=encode_adapter(variates.common()) if scaffold else None,

@@ -186,7 +186,7 @@ class FederationConfig:
     def remembers(self) -> bool:
         """Whether headquarters needs more of the last round than its adapter."""
         more = self.control_variates or self.describes_vectors
-        return self.strategy in SERVER_OPTIMIZERS or more
+        return self.strategy in (FEDEXP, *SERVER_OPTIMIZERS) or more
 
     @property
     def describes_vectors(self) -> bool:

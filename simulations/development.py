@@ -56,6 +56,7 @@ from client.statistics import encoding_statistics, product_gaussian
 from client.training import order_seed, train
 from client.worker import Worker
 from server.aggregator import Aggregator, Outcome
+from server.extrapolation import trained_from
 from server.gaussians import FederationGaussians
 from server.history import History
 from server.statistics import FederationStatistics
@@ -343,6 +344,7 @@ def _round(
     memory: Adapter,
 ) -> Outcome:
     """One round of the federation, updates as they are."""
+    adapter = trained_from(adapter, memory)
     aggregator, settings = Aggregator(config, number, adapter, memory), config.train_config(number)
     for worker, part in zip(workers, data, strict=True):
         seed = order_seed(settings, number, worker.region.config.region)

@@ -1,4 +1,4 @@
-"""FedExP's step (arXiv:2301.09604, algorithm 1): hand-worked values and laws."""
+"""FedExP's step (arXiv:2301.09604, algorithm 1) and its middle: hand-worked values and laws."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.aggregator import Aggregator
-from server.extrapolation import StepLength
+from server.extrapolation import StepLength, trained_from
 from shared.adapter import Adapter
 from shared.config import parse_run_config
 
@@ -22,6 +22,26 @@ def next_adapter(sent: Adapter, updates: Updates, strategy: str = "FedExP") -> t
     for numbers, weight in updates:
         round_.add(of(*numbers), weight, 0.5)
     return round_.outcome().adapter["fusion/t"]
+
+
+def test_what_is_measured_lies_between_the_last_two_steps_and_the_next_begins_at_the_last() -> None:
+    """Regions that agree, so that steps are 4, -2 and 1: from 0 to 4, 2 and 3."""
+    adapter, memory, measured, begun = of(0), {}, [], []
+    for number, step in enumerate([4.0, -2.0, 1.0], start=1):
+        sent = trained_from(adapter, memory)
+        begun.append(sent["fusion/t"].item())
+        round_ = Aggregator(parse_run_config({"strategy": "FedExP"}), number, sent, memory)
+        round_.add(of(step), 3, 0.5)
+        round_.add(of(step), 1, 0.5)
+        adapter, memory = round_.outcome().adapter, round_.outcome().memory
+        measured.append(adapter["fusion/t"].item())
+    assert begun == [0, 4, 2]
+    assert measured == [4, 3, 2.5]  # the first step has none before it
+
+
+def test_what_other_strategies_remember_is_no_place_to_train_from() -> None:
+    memory = {"momentum/fusion/t": torch.ones(1), "decorrelation/weight": torch.ones(())}
+    assert trained_from(of(0.5), memory) == of(0.5)
 
 
 def factor(updates: Updates) -> float:
