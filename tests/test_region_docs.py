@@ -25,7 +25,7 @@ from shared.schema import (
 
 PAGE = (Path(__file__).parents[1] / "docs" / "region.md").read_text("utf-8")
 BASE = BaseConfig(path="base", fingerprint="0" * 64, release_key="0" * 64, releases="releases")
-ELSEWHERE = {"base", "headquarters", "clicks", "personalization", "serve"}  # sections of other pages
+ELSEWHERE = {"base", "headquarters", "clicks", "personalization", "serve"}  # on other pages
 WORDS = {
     pl.String: "text",
     pl.Float64: "number",

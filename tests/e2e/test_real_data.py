@@ -47,7 +47,7 @@ def union(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float
     return found
 
 
-MISSED = pytest.mark.xfail(strict=True, reason="a target that is missed; docs/experiments.md says by how much")
+MISSED = pytest.mark.xfail(strict=True, reason="missed; docs/experiments.md says by how much")
 
 
 @pytest.mark.parametrize("metric", ["ndcg@10", pytest.param("ndcg@10_judged", marks=MISSED)])
