@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from simulations.comparison.trainings import adapter_digest
 from simulations.processes import Processes
 from simulations.queries import is_cold
 from simulations.run import Options, simulate
+from simulations.world.public import build_public
 
 TINY = Path(__file__).parents[2] / "simulations" / "experiments" / "tiny.toml"
 
@@ -174,7 +176,11 @@ def test_a_region_adapts_as_its_own_worker_does(fashion: Path, tmp_path: Path) -
 # -- human judgments -------------------------------------------------------------------------------
 
 
-def test_human_judgments_score_as_in_simulate(tmp_path: Path) -> None:
+def test_human_judgments_score_as_in_simulate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The random preset aligns nothing, and hands out few of the 3,000 that would be drawn.
+    monkeypatch.setattr("simulations.world.build_public", partial(build_public, count=40))
     icecat = write_icecat(tmp_path / "icecat")
     simulated = simulate(
         Options(**asdict(options(icecat)) | {"data": f"icecat:{icecat}"}), tmp_path / "run", quiet()
